@@ -1,0 +1,157 @@
+"""The command line: `python -m flows`. Heavy packages are imported by the commands that need them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from tasks.publish import Published
+    from tasks.settings import EngineName, Parameters
+
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
+
+# Prefect's own console log would tell everything twice; a server that is configured gets the log all the same
+PREFECT_DEFAULTS = {
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+}
+
+app = typer.Typer(
+    name="flows",
+    help="Multi-view RGB + depth captures in, textured and validated meshes out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def reconstruct(
+    capture: Annotated[str, typer.Argument(help="Folder or URL of the capture.")],
+    output: Annotated[str, typer.Argument(help="Folder or URL below which the asset is published.")],
+    engine: Annotated[Literal["auto", "fusion", "trellis"], typer.Option(help="What makes the geometry.")] = "auto",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter, e.g. export.texture_px=2048.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the report and nothing else on stdout.")] = False,
+) -> None:
+    """Reconstruct one capture."""
+    for name, value in PREFECT_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    from tasks.errors import Capture2MeshError, InputError, MeshRejected
+
+    status = EXIT_DONE
+    try:
+        published = _reconstruct(capture, output, engine, _parameters(set_ or []))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_BAD_INPUT) from None
+    except MeshRejected as error:
+        print(f"error: {error}", file=sys.stderr)
+        published, status = cast("Published", error.published), EXIT_FAILED
+    except Capture2MeshError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_FAILED) from None
+    if json_:
+        print(published.report.model_dump_json(indent=1))
+    else:
+        _tell(published)
+    raise typer.Exit(status)
+
+
+@app.command()
+def rig(
+    folder: Annotated[Path, typer.Argument(help="Folder of the capture.")],
+    kind: Annotated[Literal["axes6", "turntable"], typer.Option(help="How the cameras stand.")],
+    distance: Annotated[float, typer.Option(help="Metres from the camera to the origin.")],
+    fov: Annotated[float, typer.Option(help="Horizontal field of view, degrees.")],
+    elevation: Annotated[float, typer.Option(help="turntable: degrees of the camera above the horizon.")] = 0.0,
+    clockwise: Annotated[bool, typer.Option(help="turntable: the views go clockwise, seen from above.")] = False,
+) -> None:
+    """Write the transforms.json of a known rig."""
+    from tasks.capture.rig import rig
+    from tasks.errors import InputError
+
+    try:
+        written = rig(folder, kind, distance_m=distance, fov_deg=fov, elevation_deg=elevation, clockwise=clockwise)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_BAD_INPUT) from None
+    print(written)
+
+
+def _reconstruct(capture: str, output: str, engine: EngineName, parameters: Parameters) -> Published:
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        temporary_settings,
+    )
+
+    from flows.reconstruct import reconstruct
+    from flows.terminal import Terminal
+    from tasks.stage import observed_by
+
+    # heartbeats tell a server of a lost run and cost a second; the ephemeral server ends with the run
+    ephemeral = not PREFECT_API_URL.value()
+    settings = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if ephemeral else {}
+    with Terminal() as terminal, observed_by(terminal), temporary_settings(updates=settings):
+        if ephemeral:
+            terminal.console.print("starting Prefect's own server for this run (PREFECT_API_URL names another)")
+        return reconstruct(capture, output, engine, parameters)
+
+
+def _parameters(assignments: list[str]) -> Parameters:
+    """`export.faces=5000` and the like; raises InputError with every value that does not fit."""
+    from pydantic import ValidationError
+
+    from tasks.errors import InputError
+    from tasks.settings import Parameters
+
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise InputError(f"--set {assignment}: write NAME=VALUE, for example export.texture_px=2048")
+        *groups, leaf = name.split(".")
+        group = values
+        for part in groups:
+            group = group.setdefault(part, {})
+            if not isinstance(group, dict):
+                raise InputError(f"--set {assignment}: {part} is a value already")
+        group[leaf] = _value(text)
+    try:
+        return Parameters.model_validate(values)
+    except ValidationError as error:
+        reasons = "\n".join(f"  - {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InputError(f"--set does not fit:\n{reasons}") from error
+
+
+def _value(text: str) -> Any:
+    """JSON where it is, a list where it has commas, else the text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text.split(",") if "," in text else text
+
+
+def _tell(published: Published) -> None:
+    """Where everything is."""
+    report = published.report
+    failed = [check for check in report.checks if not check.passed]
+    print(f"{report.capture.id}: {report.status}")
+    for check in failed:
+        print(f"  {check.name}: {check.value} (limit {check.limit})")
+    for entry in report.outputs:
+        print(f"  {published.url}/{entry.path}")
+    print(f"  {published.url}/report.json")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,95 @@
+"""Pinhole cameras in the nerfstudio convention (transforms.json)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+# OpenGL camera axes (x right, y up, looks along -z) to the axes of a pinhole projection (y down, looks along +z)
+_GL_TO_PINHOLE = np.array([1.0, -1.0, -1.0])
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Pinhole camera; pixel centres lie at half-integers, so cx = width / 2 is the middle.
+
+    `camera_to_world` is 4x4 float64 in OpenGL axes (x right, y up, looks along -z), metres, world z-up.
+    `distortion` is OpenCV's (k1, k2, p1, p2). Convention: https://docs.nerf.studio/quickstart/data_conventions.html
+    """
+
+    width: int
+    height: int
+    fl_x: float
+    fl_y: float
+    cx: float
+    cy: float
+    camera_to_world: NDArray[np.float64]
+    distortion: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+
+    @property
+    def centre(self) -> NDArray[np.float64]:
+        """Position in the world, (3,) metres."""
+        return self.camera_to_world[:3, 3]
+
+    def resized(self, width: int, height: int) -> Camera:
+        """The same camera for an image (or depth map) of another size."""
+        sx, sy = width / self.width, height / self.height
+        return replace(
+            self,
+            width=width,
+            height=height,
+            fl_x=self.fl_x * sx,
+            fl_y=self.fl_y * sy,
+            cx=self.cx * sx,
+            cy=self.cy * sy,
+        )
+
+    def project(self, points: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """World points (n, 3) -> pixel positions (n, 2) and depth along the camera's axis (n,), metres.
+
+        Distortion is applied. Depth is not positive behind the camera; pixels there mean nothing.
+        """
+        dtype = points.dtype
+        rotation = (self.camera_to_world[:3, :3] * _GL_TO_PINHOLE).astype(dtype)
+        local = (points - self.centre.astype(dtype)) @ rotation
+        depth = local[:, 2]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            xy = local[:, :2] / depth[:, None]
+        if any(self.distortion):
+            xy = self._distort(xy)
+        pixels = xy * np.array([self.fl_x, self.fl_y], dtype) + np.array([self.cx, self.cy], dtype)
+        return pixels, depth
+
+    def rays(self) -> NDArray[np.float64]:
+        """Directions in the world through every pixel centre, (height * width, 3), with unit depth (not unit length).
+
+        `centre + depth * ray` is the world point of a depth reading. Distortion is removed.
+        """
+        x = (np.arange(self.width) + 0.5 - self.cx) / self.fl_x
+        y = (np.arange(self.height) + 0.5 - self.cy) / self.fl_y
+        xy = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+        if any(self.distortion):
+            xy = self._undistort(xy)
+        local = np.column_stack([xy, np.ones(len(xy))])
+        rays: NDArray[np.float64] = local @ (self.camera_to_world[:3, :3] * _GL_TO_PINHOLE).T
+        return rays
+
+    def _distort(self, xy: NDArray[np.floating]) -> NDArray[np.floating]:
+        k1, k2, p1, p2 = self.distortion
+        x, y = xy[:, 0], xy[:, 1]
+        r2 = x * x + y * y
+        radial = 1 + r2 * (k1 + k2 * r2)
+        return np.column_stack(
+            [
+                x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x),
+                y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y,
+            ]
+        )
+
+    def _undistort(self, distorted: NDArray[np.float64]) -> NDArray[np.float64]:
+        xy = distorted
+        for _ in range(20):  # fixed-point iteration, as OpenCV's undistortPoints
+            xy = xy + (distorted - self._distort(xy))
+        return xy

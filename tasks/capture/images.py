@@ -1,0 +1,226 @@
+"""Bytes of image and depth files -> arrays. Nothing is decoded before its header says that it is small enough."""
+
+from __future__ import annotations
+
+import io
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from tasks.errors import InputError, Problem
+
+_OPAQUE = 255
+_EXIF_ORIENTATION = 0x0112
+_PNG_END = b"IEND\xaeB`\x82"
+# Renderers write half's largest number or 1e10 where nothing was hit; both are "no reading", metres.
+_NOTHING_HIT = 65_504.0
+_EXR_DEPTH_NAMES = ("z", "depth", "y", "v", "r")
+# Of an EXR's channels, decoded together: as many pixels in all as that many channels of the largest picture.
+_EXR_CHANNELS = 4
+# OpenEXR prints its complaints to stdout, which belongs to --json; redirecting it is for one thread at a time.
+_EXR_LOCK = Lock()
+_SAVE_AGAIN = "replace it with a file that opens, or remove it"
+
+# The limit is ours and an error; Pillow's own, a warning on stderr, would only be noise beside it.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class DecodeError(InputError):
+    """Files that could not be decoded; `problems` says which and why."""
+
+    def __init__(self, *problems: Problem) -> None:
+        self.problems = problems
+        super().__init__(*problems)
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded view. rgb: (h, w, 3) uint8 sRGB. alpha: (h, w) uint8, None where no pixel is below 255.
+
+    channels: of the file. orientation: EXIF's, 1 = as stored (it is never applied).
+    """
+
+    rgb: NDArray[np.uint8]
+    alpha: NDArray[np.uint8] | None
+    channels: int
+    orientation: int
+
+
+@dataclass(frozen=True)
+class DepthMap:
+    """A decoded depth map. read: (h, w) bool, where there is a reading. metres: (h, w) float32, 0 = no reading, or None
+    for a relative map (8-bit grey) without a known range."""
+
+    read: NDArray[np.bool_]
+    metres: NDArray[np.float32] | None
+
+
+def decode_picture(path: str, data: bytes, max_pixels: int) -> Picture:
+    """Decode a PNG or JPEG view.
+
+    16-bit channels keep their upper 8 bits, grey and palette images become RGB. Raises DecodeError, also for CMYK
+    (there is no conversion without its profile) and for more than `max_pixels`.
+    """
+    with _refusing(path, "PNG or JPEG image"), _open(path, data, ("PNG", "JPEG"), max_pixels) as image:
+        if image.mode == "CMYK":
+            raise DecodeError(Problem(where=path, what="is a CMYK image", todo="save it as RGB"))
+        channels = len(image.getbands())
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        if image.mode.startswith("I"):
+            grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, _OPAQUE).astype(np.uint8)
+            return Picture(np.repeat(grey[..., None], 3, axis=2), None, channels, orientation)
+        pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+    alpha = pixels[..., 3] if pixels.shape[2] == 4 and pixels[..., 3].min() < _OPAQUE else None
+    return Picture(np.ascontiguousarray(pixels[..., :3]), alpha, channels, orientation)
+
+
+def decode_depth(
+    path: str, data: bytes, unit: float, depth_range: tuple[float, float] | None, max_pixels: int
+) -> DepthMap:
+    """Decode a depth map.
+
+    16-bit integers times `unit` are metres; floats are metres; readings that are not finite and positive, or lie at a
+    renderer's infinity, are no readings. 8-bit grey is relative: 0 = background, else linear between `depth_range` =
+    (near, far) metres with 255 = near and 1 = far; without the range it only tells where readings are. Raises
+    DecodeError.
+    """
+    suffix = PurePosixPath(path).suffix.lower()
+    with _refusing(path, "depth map"):
+        match suffix:
+            case ".npy":
+                raw: NDArray[Any] = _decode_npy(path, data, max_pixels)
+            case ".exr":
+                raw = _decode_exr(path, data, max_pixels)
+            case _:
+                raw = _decode_grey(path, data, ("PNG",) if suffix == ".png" else ("TIFF",), max_pixels)
+    if raw.dtype == np.uint8:
+        read = raw > 0
+        if depth_range is None:
+            return DepthMap(read, None)
+        near, far = depth_range
+        steps = (raw.astype(np.float32) - 1) / (_OPAQUE - 1)
+        return DepthMap(read, np.where(read, far - steps * (far - near), 0).astype(np.float32))
+    with np.errstate(over="ignore", invalid="ignore"):
+        metres = raw.astype(np.float32) * np.float32(unit if raw.dtype == np.uint16 else 1.0)
+        read = np.isfinite(metres) & (metres > 0) & (metres < _NOTHING_HIT)
+    return DepthMap(read, np.where(read, metres, np.float32(0)))
+
+
+@contextmanager
+def _refusing(path: str, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except DecodeError:
+        raise
+    except (UnidentifiedImageError, SyntaxError) as error:
+        raise DecodeError(Problem(where=path, what=f"is no readable {kind}", todo=_SAVE_AGAIN)) from error
+    except Exception as error:  # decoders raise nearly any type on broken bytes, and none of them is our fault
+        what = f"is a broken {kind} ({str(error) or type(error).__name__})"
+        raise DecodeError(Problem(where=path, what=what, todo=_SAVE_AGAIN)) from error
+
+
+def _check_size(path: str, width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise DecodeError(Problem(where=path, what=f"has no pixels ({width} x {height})", todo=_SAVE_AGAIN))
+    if width * height > max_pixels:
+        raise DecodeError(_too_large(path, f"{width} x {height} pixels", max_pixels))
+
+
+def _too_large(path: str, size: str, max_pixels: int) -> Problem:
+    what = f"has {size}, more than the {max_pixels:,} that are decoded"
+    return Problem(where=path, what=what, todo="scale it down, or raise CAPTURE2MESH_MAX_PIXELS")
+
+
+def _open(path: str, data: bytes, formats: tuple[str, ...], max_pixels: int) -> Image.Image:
+    """Open an image after a check of its header; a PNG's checksums are verified, which Pillow's decoder does not."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except Image.DecompressionBombError as error:
+        raise DecodeError(_too_large(path, "far too many pixels", max_pixels)) from error
+    _check_size(path, image.width, image.height, max_pixels)
+    if image.format != "PNG":
+        return image
+    image.verify()
+    if _PNG_END not in data:
+        raise OSError("truncated PNG file")
+    return Image.open(io.BytesIO(data), formats=formats)
+
+
+def _decode_grey(path: str, data: bytes, formats: tuple[str, ...], max_pixels: int) -> NDArray[Any]:
+    """(h, w) uint8, uint16 or float32 of a PNG or TIFF with one channel (or with equal channels)."""
+    with _open(path, data, formats, max_pixels) as image:
+        if image.mode in ("F", "L"):
+            return np.asarray(image)
+        if image.mode.startswith("I;16"):
+            return np.asarray(image).astype(np.uint16)
+        if image.mode in ("I", "CMYK", "LAB", "YCbCr", "HSV"):
+            raise DecodeError(_no_depth(path, f"{image.mode} pixels"))
+        red, green, blue, alpha = np.moveaxis(np.asarray(image.convert("RGBA")), -1, 0)
+    grey = np.where(alpha > 0, red, 0).astype(np.uint8)
+    if not (np.array_equal(red, green) and np.array_equal(red, blue)):
+        raise DecodeError(_no_depth(path, "colours"))
+    return grey
+
+
+def _decode_npy(path: str, data: bytes, max_pixels: int) -> NDArray[Any]:
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = header(stream)
+    if len(shape) == 3 and shape[2] == 1:
+        shape = shape[:2]
+    if len(shape) != 2 or not (dtype.kind == "f" or dtype == np.uint16):
+        raise DecodeError(_no_depth(path, f"an array of shape {shape} and type {dtype}"))
+    _check_size(path, shape[1], shape[0], max_pixels)
+    stream.seek(0)
+    return np.asarray(np.load(stream, allow_pickle=False)).reshape(shape)
+
+
+def _decode_exr(path: str, data: bytes, max_pixels: int) -> NDArray[Any]:
+    """(h, w) float16 or float32 of the depth channel of an EXR with one part."""
+    import OpenEXR  # here, because few captures have one
+
+    with _EXR_LOCK, redirect_stdout(sys.stderr):
+        with OpenEXR.File(io.BytesIO(data), header_only=True) as file:
+            if len(file.parts) != 1:
+                raise DecodeError(_no_depth(path, f"{len(file.parts)} parts"))
+            _check_exr_size(path, file.header(), max_pixels)
+        with OpenEXR.File(io.BytesIO(data), separate_channels=True) as file:
+            channels = {name.lower().rsplit(".", 1)[-1]: channel.pixels for name, channel in file.channels().items()}
+    name = next((name for name in _EXR_DEPTH_NAMES if name in channels), None)
+    if name is None or channels[name] is None or channels[name].ndim != 2 or channels[name].dtype.kind != "f":
+        raise DecodeError(_no_depth(path, f"channels {sorted(channels)}"))
+    return np.array(channels[name])
+
+
+def _check_exr_size(path: str, header: dict[str, Any], max_pixels: int) -> None:
+    """Everything that OpenEXR allocates by the header: the picture, each of its channels, a tile."""
+    low, high = (np.asarray(corner, np.int64) for corner in header["dataWindow"])
+    width, height = (int(side) for side in high - low + 1)
+    _check_size(path, width, height, max_pixels)
+    if len(header["channels"]) * width * height > _EXR_CHANNELS * max_pixels:
+        raise DecodeError(
+            _too_large(path, f"{len(header['channels'])} channels of {width} x {height} pixels", max_pixels)
+        )
+    if "tiles" in header:
+        _check_size(path, header["tiles"].xSize, header["tiles"].ySize, max_pixels)
+
+
+def _no_depth(path: str, found: str) -> Problem:
+    return Problem(
+        where=path,
+        what=f"is no depth map: it has {found}",
+        todo="save depth as 16-bit grey PNG, or as 32-bit float TIFF, EXR or NPY in metres",
+    )

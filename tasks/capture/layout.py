@@ -1,0 +1,133 @@
+"""Which files make a capture, and which belong together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, BaseModel, Field, StringConstraints
+
+from tasks.storage import FileEntry
+
+VIEWS, DEPTH, TRANSFORMS, MANIFEST = "views", "depth", "transforms.json", "manifest.json"
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+DEPTH_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".exr", ".npy"})
+
+Reader = Callable[[str], bytes]
+"""Reads one file of a capture by its relative path."""
+
+
+class DeclaredFile(BaseModel, frozen=True):
+    """A file as an uploader's manifest.json lists it; `size` is accepted for `bytes`."""
+
+    path: str
+    bytes: int | None = Field(None, validation_alias=AliasChoices("bytes", "size"))
+    sha256: Annotated[str, StringConstraints(to_lower=True)] | None = None
+
+
+class _UploadManifest(BaseModel):
+    schema_: Literal[1] = Field(1, alias="schema")
+    files: tuple[DeclaredFile, ...]
+
+
+@dataclass(frozen=True)
+class ViewFiles:
+    """A view's name (its stem) and its files."""
+
+    name: str
+    image: str
+    depth: str | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A capture's files put together by name.
+
+    views: sorted by name. unmatched_depth: depth maps without a view. duplicates: groups of files that claim one name;
+    the first of each is used. ignored: other files in views/ and depth/.
+    """
+
+    views: tuple[ViewFiles, ...]
+    unmatched_depth: tuple[str, ...]
+    duplicates: tuple[tuple[str, ...], ...]
+    ignored: tuple[str, ...]
+    has_transforms: bool
+
+
+def digest(files: Iterable[FileEntry]) -> str:
+    """The capture digest: sha256 (hex) over the sorted [path, bytes, sha256] of its files as compact JSON."""
+    listing = sorted([file.path, file.bytes, file.sha256] for file in files)
+    return hashlib.sha256(json.dumps(listing, separators=(",", ":")).encode()).hexdigest()
+
+
+def declared_files(manifest: str) -> tuple[DeclaredFile, ...]:
+    """What a capture's manifest.json lists; raises ValueError (ValidationError) where it is none."""
+    return _UploadManifest.model_validate_json(manifest).files
+
+
+def declared_digests(manifest: str) -> dict[str, str]:
+    """The sha256 (hex) that a manifest.json gives for its files; nothing where it is unreadable."""
+    try:
+        return {file.path: file.sha256 for file in declared_files(manifest) if file.sha256 is not None}
+    except ValueError:
+        return {}
+
+
+def leaves_folder(path: str) -> bool:
+    """Whether a name could point outside of its capture: absolute, `..`, backslash, drive, URL, control bytes."""
+    return (
+        path.startswith("/")
+        or ".." in path.split("/")
+        or "\\" in path
+        or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path) is not None
+        or any(ord(character) < ord(" ") for character in path)
+    )
+
+
+def belongs(path: str) -> bool:
+    """Whether a file is the capture's content (and so part of its digest)."""
+    return path == TRANSFORMS or _is_child(path, VIEWS, IMAGE_SUFFIXES) or _is_child(path, DEPTH, DEPTH_SUFFIXES)
+
+
+def pair(paths: Iterable[str]) -> Layout:
+    """Put a capture's files together: every view with its depth map, `depth/<stem>.*` or `depth_000` for `view_000`."""
+    paths = sorted(set(paths))
+    images = _by_stem(path for path in paths if _is_child(path, VIEWS, IMAGE_SUFFIXES))
+    depths = _by_stem(path for path in paths if _is_child(path, DEPTH, DEPTH_SUFFIXES))
+    views = []
+    for name in sorted(images):
+        source = next((stem for stem in (name, _depth_stem(name)) if stem in depths), None)
+        views.append(ViewFiles(name, images[name][0], depths[source][0] if source is not None else None))
+    used = {view.depth for view in views}
+    return Layout(
+        views=tuple(views),
+        unmatched_depth=tuple(group[0] for group in depths.values() if group[0] not in used),
+        duplicates=tuple(tuple(group) for group in [*images.values(), *depths.values()] if len(group) > 1),
+        ignored=tuple(path for path in paths if path.startswith((f"{VIEWS}/", f"{DEPTH}/")) and not belongs(path)),
+        has_transforms=TRANSFORMS in paths,
+    )
+
+
+def _is_child(path: str, folder: str, suffixes: frozenset[str]) -> bool:
+    """Whether `path` is a visible file directly in `folder` with one of the suffixes."""
+    if leaves_folder(path) or path.count("/") != 1 or not path.startswith(f"{folder}/"):
+        return False
+    file = PurePosixPath(path)
+    return not file.name.startswith(".") and file.suffix.lower() in suffixes
+
+
+def _by_stem(paths: Iterable[str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        groups[PurePosixPath(path).stem].append(path)
+    return dict(groups)
+
+
+def _depth_stem(view: str) -> str:
+    return "depth_" + view.removeprefix("view_") if view.startswith("view_") else view

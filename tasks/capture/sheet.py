@@ -1,0 +1,64 @@
+"""All views of a capture in one small picture."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from tasks.capture.views import View
+
+CONTACT_SHEET = "contact_sheet.jpg"
+
+# A picture in the UI is embedded in its page.
+_MAX_BYTES = 180_000
+_COLUMNS = 6
+_GAP = 6
+_LABEL_HEIGHT = 16
+_PAPER, _INK = (250, 250, 250), (60, 60, 60)
+_CHECKERS, _CHECKER_PX = (235, 210), 8
+# Tried in this order until the picture is small enough: tile in pixels, JPEG quality.
+_SIZES = ((160, 88), (160, 75), (128, 75), (96, 70), (64, 60), (32, 50), (16, 40))
+
+
+def contact_sheet(views: Sequence[View]) -> bytes:
+    """All views with their names, six a row (more where there are many), on checkers outside of the mask; JPEG."""
+    for tile, quality in _SIZES:
+        picture = io.BytesIO()
+        _draw(views, tile).save(picture, "JPEG", quality=quality)
+        if picture.tell() <= _MAX_BYTES:
+            break
+    return picture.getvalue()
+
+
+def _draw(views: Sequence[View], tile: int) -> Image.Image:
+    columns = max(_COLUMNS, math.isqrt(len(views)))
+    rows = math.ceil(len(views) / columns)
+    pitch_x, pitch_y = tile + _GAP, tile + _LABEL_HEIGHT + _GAP
+    sheet = Image.new("RGB", (min(columns, len(views)) * pitch_x + _GAP, rows * pitch_y + _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=11)
+    for index, view in enumerate(views):
+        x, y = _GAP + index % columns * pitch_x, _GAP + index // columns * pitch_y
+        picture = _thumbnail(view, tile)
+        sheet.paste(picture, (x + (tile - picture.width) // 2, y + (tile - picture.height) // 2))
+        draw.text((x + tile // 2, y + tile + 2), _shortened(view.name, tile, font), _INK, font, anchor="ma")
+    return sheet
+
+
+def _thumbnail(view: View, tile: int) -> Image.Image:
+    picture = Image.fromarray(np.dstack([view.image, view.mask.astype(np.uint8) * 255]))
+    picture.thumbnail((tile, tile), Image.Resampling.BOX)
+    y, x = np.mgrid[: picture.height, : picture.width] // _CHECKER_PX
+    checkers = np.choose((x + y) % 2, _CHECKERS).astype(np.uint8)
+    background = Image.fromarray(checkers).convert("RGBA")
+    return Image.alpha_composite(background, picture).convert("RGB")
+
+
+def _shortened(name: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The name, or its end where it is wider than the tile: ends differ."""
+    start = next((start for start in range(len(name)) if font.getlength(name[start:]) <= width), len(name))
+    return name[start:]

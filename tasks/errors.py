@@ -1,0 +1,69 @@
+"""What can go wrong, as one small hierarchy: the message says what, where, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Problem(BaseModel):
+    """One thing that is wrong with an input: where it is (a file, a view), what it is, and what to do."""
+
+    model_config = ConfigDict(frozen=True)
+
+    where: str
+    what: str
+    todo: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}; {self.todo}"
+
+
+class Capture2MeshError(Exception):
+    """Base of all errors of this project."""
+
+
+class InputError(Capture2MeshError):
+    """What was asked for cannot be done as it is: the caller has to change something. Never retried."""
+
+
+class CaptureRefused(InputError):
+    """A capture that lacks what the engine needs, with every problem found."""
+
+    def __init__(self, capture: str, problems: Sequence[Problem]) -> None:
+        self.capture = capture
+        self.problems = tuple(problems)
+        lines = "\n".join(f"  - {problem}" for problem in self.problems)
+        super().__init__(f"capture {capture} is refused, {len(self.problems)} problem(s):\n{lines}")
+
+    def __reduce__(self) -> tuple[type[CaptureRefused], tuple[str, tuple[Problem, ...]]]:
+        return type(self), (self.capture, self.problems)
+
+
+class EngineUnavailable(InputError):
+    """The engine that was asked for cannot run on this machine."""
+
+
+class StorageError(Capture2MeshError):
+    """A capture, the store or the output could not be read or written."""
+
+
+class StorageUnavailable(StorageError):
+    """A network or server fault of the storage: worth another try."""
+
+
+class InferenceFailed(Capture2MeshError):
+    """The engine ran and gave no usable geometry."""
+
+
+class ExportFailed(Capture2MeshError):
+    """The geometry could not be turned into a textured mesh."""
+
+
+class MeshRejected(Capture2MeshError):
+    """A mesh below the floor: published for inspection (`published` says where), and the run fails."""
+
+    def __init__(self, message: str, published: BaseModel) -> None:
+        super().__init__(message)
+        self.published = published

@@ -1,0 +1,219 @@
+"""What a run tells: report.json, and the artifacts in the Prefect UI."""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, cast
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.context import TaskRunContext
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.capture.checks import CaptureReport
+from tasks.capture.sheet import CONTACT_SHEET
+from tasks.settings import settings
+from tasks.stage import StageTiming, report_progress
+from tasks.storage import FileEntry, Location
+from tasks.store import store
+
+Status = Literal["normal", "warning", "failure"]
+
+# each update is a request to the server
+PROGRESS_SECONDS = 0.5
+
+
+class CaptureSummary(BaseModel):
+    """The capture a report is about."""
+
+    id: str
+    uri: str
+    digest: str
+    views: int
+    views_used: int
+    has_cameras: bool
+
+
+class EngineSummary(BaseModel):
+    """The engine that made the geometry, why it was chosen, and every parameter of the run."""
+
+    name: str
+    version: str
+    reason: str
+    parameters: dict[str, Any]
+
+
+class MeshSummary(BaseModel):
+    """The published mesh, measured on the loaded GLB; topology after welding by position."""
+
+    vertices: int
+    faces: int
+    glb_bytes: int
+    watertight: bool
+    components: int
+    degenerate_faces: int
+    texture_px: int
+    texture_coverage: float
+    extent_m: tuple[float, float, float]
+    metric: bool
+
+
+class Check(BaseModel):
+    """One comparison of a value with its limit. One that is of the `floor` and fails makes the status `failure`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    passed: bool
+    value: float | str
+    limit: float | str
+    floor: bool = False
+
+
+class Report(BaseModel):
+    """report.json: what was reconstructed, how, and whether it can be trusted."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    capture: CaptureSummary
+    engine: EngineSummary
+    weights: dict[str, Any] | None = None
+    mesh: MeshSummary
+    fidelity: dict[str, float] | None = None
+    status: Status
+    checks: tuple[Check, ...]
+    stages: tuple[StageTiming, ...]
+    outputs: tuple[FileEntry, ...]
+
+
+def status_of(checks: tuple[Check, ...]) -> Status:
+    """failure where a check of the floor failed, warning where any other did."""
+    failed = [check for check in checks if not check.passed]
+    if any(check.floor for check in failed):
+        return "failure"
+    return "warning" if failed else "normal"
+
+
+@contextmanager
+def progress_artifact(stage: str) -> Iterator[Callable[[float], None]]:
+    """A progress artifact of the running task, moved by the function it gives (0 to 1); observers hear of it too."""
+    in_task = TaskRunContext.get() is not None
+    artifact = cast(UUID, create_progress_artifact(0.0, key=stage, description=stage)) if in_task else None
+    shown_at = time.monotonic()
+
+    def show(fraction: float) -> None:
+        nonlocal shown_at
+        report_progress(stage, fraction)
+        if artifact is not None and (fraction >= 1 or time.monotonic() - shown_at >= PROGRESS_SECONDS):
+            shown_at = time.monotonic()
+            update_progress_artifact(artifact, progress=round(100 * fraction, 1))
+
+    yield show
+    show(1.0)
+
+
+def show_capture(name: str, report: CaptureReport) -> None:
+    """Artifacts of the flow run: a table with one row a view, and the contact sheet."""
+    create_table_artifact(
+        key=_artifact_key("capture", name),
+        description=f"Views of **{name}**: {len(report.views)}, warnings: {len(report.warnings)}",
+        table=[_row(view.model_dump()) for view in report.views],
+    )
+    warnings = "\n".join(f"- {warning}" for warning in report.warnings)
+    sheet = _picture("input views", store().read(report, CONTACT_SHEET))
+    create_markdown_artifact(
+        key=_artifact_key("views", name),
+        description=f"Input views of {name}",
+        markdown=f"# {name}: input views\n\n{sheet}\n\n{warnings}",
+    )
+
+
+def show_report(report: Report, folder: Location, url: str | None, previews: bytes) -> None:
+    """Artifacts of the flow run: the report with previews and checks, and a link to the GLB where one works."""
+    name = report.capture.id
+    create_markdown_artifact(
+        key=_artifact_key("report", name),
+        description=f"{name}: {report.status}",
+        markdown=markdown_of(report, folder.url, url, previews),
+    )
+    if url is not None:
+        create_link_artifact(
+            key=_artifact_key("mesh", name), link=f"{url}/mesh.glb", link_text=f"{name}: mesh.glb", description="GLB"
+        )
+
+
+def markdown_of(report: Report, folder: str, url: str | None, previews: bytes) -> str:
+    """The report as a page for people."""
+    mesh = report.mesh
+    extent = " x ".join(f"{length:.3f}" for length in mesh.extent_m)
+    unit = "m" if mesh.metric else "(not metric)"
+    names = {file.path: f"[{file.path}]({url}/{file.path})" if url else f"`{file.path}`" for file in report.outputs}
+    files = "\n".join(f"| {names[file.path]} | {file.bytes:,} | `{file.sha256[:12]}` |" for file in report.outputs)
+    checks = "\n".join(
+        f"| {'passed' if check.passed else '**FAILED**'} | {check.name} | {check.value} | {check.limit} |"
+        for check in report.checks
+    )
+    stages = "\n".join(
+        f"| {stage.name} | {stage.seconds:.2f} | {'cached' if stage.cached else 'ran'} |" for stage in report.stages
+    )
+    return f"""# {report.capture.id}: {report.status}
+
+{_picture("the mesh from several sides", previews)}
+
+{mesh.vertices:,} vertices, {mesh.faces:,} faces, {mesh.components} component(s), {extent} {unit}, \
+{"watertight" if mesh.watertight else "not watertight"}, texture {mesh.texture_px} px
+({mesh.texture_coverage:.0%} seen by a view). Engine: {report.engine.name} {report.engine.version} \
+({report.engine.reason}), {report.capture.views_used} of {report.capture.views} views.
+
+| verdict | check | value | limit |
+|---|---|---|---|
+{checks}
+
+| published in `{folder}` | bytes | sha256 |
+|---|---|---|
+{files}
+
+| stage | seconds | |
+|---|---|---|
+{stages}
+"""
+
+
+def public_url(folder: Location, output: Location) -> str | None:
+    """Where readers find a published folder: the public URL and the key in the bucket, or the path below `output`."""
+    base = settings().public_url.rstrip("/")
+    if not base:
+        return None
+    key = folder.path.removeprefix(f"{output.path}/") if folder.local else folder.path.partition("/")[2]
+    return f"{base}/{key}"
+
+
+def _artifact_key(kind: str, name: str) -> str:
+    return f"{kind}-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}".rstrip("-")
+
+
+def _picture(title: str, jpeg: bytes) -> str:
+    return f"![{title}](data:image/jpeg;base64,{base64.b64encode(jpeg).decode()})"
+
+
+def _row(values: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("_", " "): _cell(value) for name, value in values.items()}
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, (tuple, list)):
+        return " - ".join(str(_cell(item)) for item in value)
+    return "" if value is None else value

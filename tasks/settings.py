@@ -1,0 +1,110 @@
+"""Every setting in one place: what a run is asked for (`Parameters`) and where it runs (`Settings`)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from platformdirs import user_cache_path
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PIPELINE_VERSION = "1"
+
+EngineName = Literal["auto", "fusion", "trellis"]
+MeshFormat = Literal["obj", "ply"]
+
+
+class _Parameters(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FusionParameters(_Parameters):
+    """Settings of the `fusion` engine."""
+
+    voxel_m: float | None = Field(
+        None, title="Voxel size (m)", gt=0, description="Empty: chosen from the capture's own depth resolution."
+    )
+    max_voxels: int = Field(
+        320, title="Voxels along the longest side", ge=32, le=1024, description="Bounds memory and time."
+    )
+    crumb_fraction: float = Field(
+        0.02,
+        title="Crumb size",
+        ge=0,
+        le=1,
+        description="Pieces with less than this share of the largest piece's area are removed.",
+    )
+
+
+class InferParameters(_Parameters):
+    """What the inference is asked for."""
+
+    seed: int = Field(42, title="Seed", ge=0, description="Of engines that sample; fusion does not.")
+    views: int | None = Field(
+        None, title="Views used at most", ge=1, description="Evenly spread over the capture. Empty: all."
+    )
+    fusion: FusionParameters = Field(FusionParameters(), title="Fusion engine")
+
+
+class ExportParameters(_Parameters):
+    """How the reconstruction becomes a textured GLB."""
+
+    faces: int = Field(20_000, title="Face budget", ge=100, le=30_000, description="Triangles of the published mesh.")
+    texture_px: Literal[256, 512, 1024, 2048, 4096] = Field(1024, title="Texture size (pixels)")
+    exporter: Literal["auto", "native"] = Field(
+        "auto", title="Exporter", description="auto: the engine's own choice; native for fusion."
+    )
+
+
+class Limits(_Parameters):
+    """What a published mesh has to reach. Below the floor: failure. Beyond the others: warning."""
+
+    min_glb_bytes: int = Field(1024, title="Floor: bytes of the GLB", ge=1)
+    min_vertices: int = Field(1000, title="Floor: vertices", ge=1)
+    captured_share: float = Field(
+        0.9, title="Floor: share of captured points near the mesh", ge=0, le=1, description="Where there is depth."
+    )
+    captured_distance: float = Field(
+        0.05, title="Near, as a share of the diagonal", gt=0, le=1, description="Of the mesh's bounding box."
+    )
+    max_components: int = Field(1, title="Components", ge=1)
+    max_degenerate_faces: int = Field(0, title="Degenerate faces", ge=0)
+    min_texture_coverage: float = Field(
+        0.9, title="Texture seen by a view", ge=0, le=1, description="Share of the surface's texels."
+    )
+
+
+class Parameters(_Parameters):
+    """Everything that changes the result of a reconstruction, apart from the capture and the engine."""
+
+    infer: InferParameters = Field(InferParameters(), title="Inference")
+    export: ExportParameters = Field(ExportParameters(), title="Export")
+    formats: tuple[MeshFormat, ...] = Field(("obj", "ply"), title="Formats beside GLB")
+    limits: Limits = Field(Limits(), title="Limits")
+
+
+class Settings(BaseSettings):
+    """Where and how this process works; read from `CAPTURE2MESH_*` environment variables."""
+
+    model_config = SettingsConfigDict(env_prefix="CAPTURE2MESH_", frozen=True)
+
+    store: str = Field(
+        default_factory=lambda: str(user_cache_path("capture2mesh") / "store"),
+        description="Where the stages' results are kept: a folder or any fsspec URL.",
+    )
+    store_shared: bool = Field(False, description="A `file:` store that other machines see as well.")
+    scratch: Path = Field(
+        default_factory=lambda: user_cache_path("capture2mesh") / "scratch",
+        description="Where remote files are materialised on this machine.",
+    )
+    infer_deployment: str = Field("", description="Deployment that runs the inference; empty: this process.")
+    public_url: str = Field("", description="Base URL under which the output is served to readers.")
+    max_pixels: int = Field(64_000_000, gt=0, description="Images with more pixels are refused before decoding.")
+
+
+@lru_cache
+def settings() -> Settings:
+    """This process's settings, read once."""
+    return Settings()

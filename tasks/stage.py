@@ -1,0 +1,217 @@
+"""A stage as a Prefect task: the store decides what has to run, Prefect records it, an observer hears of it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, get_type_hints
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE, CachePolicy
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.filesystems import RemoteFileSystem, WritableFileSystem
+from prefect.states import Completed
+from prefect.tasks import Task, exponential_backoff
+from pydantic import BaseModel
+
+from tasks.errors import InputError
+from tasks.storage import sha256_of
+from tasks.store import StoredResult, cache_key, store
+
+P = ParamSpec("P")
+R = TypeVar("R", bound=StoredResult)
+
+RETRY_BASE_SECONDS = 2
+RETRY_JITTER = 0.5
+
+
+class StageTiming(BaseModel):
+    """How long a stage took in one run, in seconds, and whether its result was there already."""
+
+    name: str
+    seconds: float
+    cached: bool
+
+
+class Observer(Protocol):
+    """Who wants to hear of the stages of a run."""
+
+    def started(self, name: str) -> None: ...
+    def progressed(self, name: str, fraction: float) -> None: ...
+    def finished(self, timing: StageTiming) -> None: ...
+
+
+_observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
+
+
+@contextmanager
+def observed_by(observer: Observer) -> Iterator[None]:
+    """Within the block, `observer` hears of every stage."""
+    token = _observers.set((*_observers.get(), observer))
+    try:
+        yield
+    finally:
+        _observers.reset(token)
+
+
+def report_progress(name: str, fraction: float) -> None:
+    """Tell the observers that a stage has come this far, 0 to 1."""
+    for observer in _observers.get():
+        observer.progressed(name, fraction)
+
+
+class Timings:
+    """An observer that keeps what the report says of the stages."""
+
+    def __init__(self) -> None:
+        self.stages: list[StageTiming] = []
+
+    def started(self, name: str) -> None:
+        """Nothing to keep yet."""
+
+    def progressed(self, name: str, fraction: float) -> None:
+        """Only the end counts."""
+
+    def finished(self, timing: StageTiming) -> None:
+        self.stages.append(timing)
+
+
+@contextmanager
+def timed(name: str) -> Iterator[Callable[[], None]]:
+    """Tell the observers of a stage from its start to its end; call what it gives when the result was there already."""
+    hits: list[bool] = []
+    for observer in _observers.get():
+        observer.started(name)
+    begun = time.perf_counter()
+    yield lambda: hits.append(True)
+    timing = StageTiming(name=name, seconds=round(time.perf_counter() - begun, 3), cached=bool(hits))
+    for observer in _observers.get():
+        observer.finished(timing)
+
+
+class Stage(Generic[P, R]):
+    """A function `(folder, *inputs) -> result` that runs as a Prefect task unless the store has its result.
+
+    The function makes its files in `folder`; its key says what determines the result.
+    """
+
+    def __init__(
+        self,
+        function: Callable[Concatenate[Path, P], R],
+        key: Callable[P, Any],
+        version: str,
+        options: dict[str, Any],
+    ) -> None:
+        self.name = function.__name__
+        self.result_type: type[R] = get_type_hints(function)["return"]
+        self._function, self._key, self._version = function, key, version
+        self.task: Task[P, R] = task(
+            name=self.name,
+            task_run_name=self.name,
+            version=version,
+            description=inspect.getdoc(function),
+            persist_result=True,
+            result_serializer="json",
+            **options,
+        )(self._body())
+
+    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """The store key of these inputs."""
+        return cache_key(self.name, self._version, self._key(*args, **kwargs))
+
+    def stored(self, *args: P.args, **kwargs: P.kwargs) -> R | None:
+        """The result for these inputs if the store has it."""
+        return store().load(self.name, self.key(*args, **kwargs), self.result_type)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run as a task of the current flow run and give the result; raises what the function raised."""
+        with timed(self.name) as hit:
+            state: State[R] = self.task.with_options(
+                cache_policy=_FixedKey(self.key(*args, **kwargs)),
+                refresh_cache=self.stored(*args, **kwargs) is None,
+                result_storage=_records(),
+            )(*args, return_state=True, **kwargs)
+            if state.name == "Cached":
+                hit()
+            result = state.result()
+        return result
+
+    def _body(self) -> Callable[P, Any]:
+        """The function as Prefect sees it: without its folder, and with the store around it."""
+
+        @functools.wraps(self._function)
+        def body(*args: P.args, **kwargs: P.kwargs) -> Any:
+            if (found := self.stored(*args, **kwargs)) is not None:
+                return Completed(name="Cached", message="found in the store", data=found)
+            key = self.key(*args, **kwargs)
+            with store().working_folder(self.name, key) as folder:
+                return store().commit(self.name, key, folder, self._function(folder, *args, **kwargs))
+
+        parameters = list(inspect.signature(self._function).parameters.values())[1:]
+        body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        del body.__wrapped__
+        return body
+
+
+def stage(
+    *,
+    key: Callable[P, Any],
+    version: str,
+    tags: tuple[str, ...] = (),
+    **retries: Any,
+) -> Callable[[Callable[Concatenate[Path, P], R]], Stage[P, R]]:
+    """Make a function a stage; `retries` are of `retried`. Bump `version` when the function's results change."""
+
+    def decorate(function: Callable[Concatenate[Path, P], R]) -> Stage[P, R]:
+        return Stage(function, key, version, {"tags": list(tags), **retries})
+
+    return decorate
+
+
+def retried(times: int, *faults: type[BaseException]) -> dict[str, Any]:
+    """Task options: try again after `faults` (by default all but bad input), waiting longer each time, with jitter."""
+
+    def condition(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+        error = state.data if isinstance(state.data, BaseException) else state.result(raise_on_failure=False)
+        if isinstance(error, InputError):
+            return False
+        return isinstance(error, faults or Exception)
+
+    return {
+        "retries": times,
+        "retry_delay_seconds": exponential_backoff(RETRY_BASE_SECONDS),
+        "retry_jitter_factor": RETRY_JITTER,
+        "retry_condition_fn": condition,
+    }
+
+
+UNCACHED: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
+
+
+class _FixedKey(CachePolicy):
+    """Prefect's record of a result has the key of the store's entry."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self.key = key
+
+    def compute_key(self, *args: Any, **kwargs: Any) -> str:
+        return self.key
+
+
+@lru_cache
+def _records() -> WritableFileSystem | Path:
+    """Where Prefect keeps its records: beside the results, so that whoever shares the store shares them."""
+    location = store().root / "_records"
+    if location.local:
+        return Path(location.path)
+    slug = f"capture2mesh-records-{sha256_of(location.url.encode())[:12]}"
+    block = RemoteFileSystem(basepath=location.url)
+    block.save(slug, overwrite=True)
+    return block

@@ -1,0 +1,274 @@
+"""Folders and buckets alike: fsspec file systems, with the faults of storage as errors of this project."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import fsspec
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.errors import InputError, StorageError, StorageUnavailable
+
+MEBIBYTE = 2**20
+
+# s3fs: its listing cache hides what others upload, and its default block size costs 1 GiB of memory for a 1 GiB file.
+# Endpoint, region and keys come from the standard AWS_* environment variables.
+S3_OPTIONS: dict[str, Any] = {
+    "use_listings_cache": False,
+    "default_block_size": 8 * MEBIBYTE,
+    "max_concurrency": 4,
+    "config_kwargs": {
+        "retries": {"max_attempts": 10, "mode": "standard"},
+        "connect_timeout": 5,
+        "read_timeout": 60,
+        "max_pool_connections": 32,
+    },
+}
+_UPLOAD_CHUNK = 16 * MEBIBYTE
+_RENAME_TRIES = 3
+
+T = TypeVar("T")
+
+
+class FileEntry(BaseModel):
+    """One file of a manifest: its path relative to the manifest's folder, its size and its content's digest."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """The one shape of every manifest in the project."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    files: tuple[FileEntry, ...]
+
+
+def sha256_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def entries_of(folder: Path) -> tuple[FileEntry, ...]:
+    """What lies in a local folder, sorted by path."""
+    return tuple(
+        FileEntry(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=file_sha256(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    )
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def storage_errors(where: str) -> Iterator[None]:
+    """Faults below `where` become StorageError; what can get better, StorageUnavailable.
+
+    FileNotFoundError and FileExistsError pass: they answer a question.
+    """
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except PermissionError as error:
+        raise StorageError(f"{where}: access denied ({error}); check the permissions or the AWS_* keys") from error
+    except OSError as error:
+        if where.startswith("/"):
+            raise StorageError(f"{where}: {error}; check the disk") from error
+        raise StorageUnavailable(f"{where}: {error}; check the network and the endpoint") from error
+    except Exception as error:
+        # botocore and aiohttp have no common base class with OSError; everything else is a fault of ours
+        module = type(error).__module__.partition(".")[0]
+        if module not in ("botocore", "aiobotocore", "aiohttp"):
+            raise
+        kind = StorageError if "Credentials" in type(error).__name__ else StorageUnavailable
+        raise kind(f"{where}: {error}; check the endpoint and the AWS_* keys") from error
+
+
+@dataclass(frozen=True)
+class Location:
+    """A folder on any fsspec file system. `path` has no protocol; local paths are absolute."""
+
+    fs: fsspec.AbstractFileSystem
+    path: str
+    local: bool
+
+    @staticmethod
+    def of(url: str | Path) -> Location:
+        """The location of a local path or of an fsspec URL; raises InputError for an unknown protocol."""
+        text = str(url)
+        options = S3_OPTIONS if text.startswith(("s3://", "s3a://")) else {}
+        try:
+            fs, path = fsspec.core.url_to_fs(text, **options)
+        except (ValueError, ImportError) as error:
+            raise InputError(f"{text}: {error}; use a folder or a URL such as s3://bucket/prefix") from error
+        local = "file" in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
+        return Location(fs, os.path.abspath(path) if local else path.rstrip("/"), local)
+
+    @property
+    def url(self) -> str:
+        return self.path if self.local else self.fs.unstrip_protocol(self.path)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rsplit("/", 1)[-1]
+
+    def __truediv__(self, name: str) -> Location:
+        return Location(self.fs, f"{self.path}/{name}", self.local)
+
+    def read(self) -> bytes:
+        with storage_errors(self.url):
+            data: bytes = self.fs.cat_file(self.path)
+            return data
+
+    def read_or_none(self) -> bytes | None:
+        try:
+            return self.read()
+        except FileNotFoundError:
+            return None
+
+    def info(self) -> dict[str, Any]:
+        with storage_errors(self.url):
+            info: dict[str, Any] = self.fs.info(self.path)
+            return info
+
+    def size(self) -> int | None:
+        """Bytes of the file, or None where there is none."""
+        try:
+            return int(self.info()["size"])
+        except FileNotFoundError:
+            return None
+
+    def listing(self) -> dict[str, dict[str, Any]]:
+        """Files below, by relative path; empty where nothing is."""
+        with storage_errors(self.url):
+            try:
+                found = self.fs.find(self.path, detail=True)
+            except FileNotFoundError:
+                return {}
+        return {path[len(self.path) + 1 :]: info for path, info in sorted(found.items()) if path != self.path}
+
+    def write(self, data: bytes, **conditions: str) -> None:
+        """One object, whole or not at all. `conditions` are S3's (IfMatch, IfNoneMatch)."""
+        with storage_errors(self.url):
+            if self.local:
+                write_atomically(Path(self.path), data)
+            else:
+                self.fs.pipe_file(self.path, data, **conditions)
+
+    def upload(self, source: Path) -> None:
+        with storage_errors(self.url):
+            self.fs.put_file(str(source), self.path, chunksize=_UPLOAD_CHUNK)
+
+    def delete(self) -> None:
+        """Remove a file; none there is fine."""
+        with storage_errors(self.url), suppress(FileNotFoundError):
+            self.fs.rm_file(self.path)
+
+
+def precondition_failed(error: BaseException) -> bool:
+    """Whether a conditional S3 write lost: s3fs raises OSError(22), or FileExistsError, for HTTP 412."""
+    cause = error.__cause__ if isinstance(error, StorageError) else error
+    return isinstance(cause, FileExistsError) or (isinstance(cause, OSError) and "PreconditionFailed" in repr(cause))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside the target, flush to disk, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def working_folder(parent: Path, name: str) -> Iterator[Path]:
+    """An empty folder to make `parent/name` in; gone afterwards, and where a killed process left one, now."""
+    with storage_errors(str(parent)):
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(parent, name)
+        folder = parent / f".{name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+        folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def take_place(folder: Path, final: Path, adopted: Callable[[], T | None]) -> T | None:
+    """Rename `folder` to `final`. Where that is taken, give what is there if it is whole, else move it aside."""
+    for _ in range(_RENAME_TRIES):
+        try:
+            os.rename(folder, final)
+            return None
+        except OSError:
+            if not final.exists():
+                raise
+        if (found := adopted()) is not None:
+            return found
+        aside = final.with_name(f".{final.name}.broken-{uuid.uuid4().hex[:8]}")
+        try:
+            os.rename(final, aside)
+        except FileNotFoundError:
+            continue
+        shutil.rmtree(aside, ignore_errors=True)
+    raise StorageError(f"{final}: another process keeps putting a broken folder there; stop it and run again")
+
+
+def _remove_abandoned(parent: Path, name: str) -> None:
+    host = socket.gethostname()
+    for folder in parent.glob(f".{name}.*.tmp"):
+        prefix, pid, _, _ = folder.name.rsplit(".", 3)
+        if prefix == f".{name}.{host}" and not _alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def read_verified(location: Location, entry: FileEntry, scratch: Path | None) -> bytes:
+    """The content of a file, of exactly the bytes its entry says; remote files are kept below `scratch`.
+
+    Where the content is another one, raises StorageUnavailable for a remote file (an interrupted transfer), InputError
+    for a local one (it was edited).
+    """
+    fault = InputError if location.local else StorageUnavailable
+    kept = scratch / entry.sha256 if scratch is not None and not location.local else None
+    if kept is not None and kept.is_file() and sha256_of(data := kept.read_bytes()) == entry.sha256:
+        return data
+    try:
+        data = location.read()
+    except FileNotFoundError as error:
+        raise fault(f"{location.url}: the file went away during the run; put it back and run again") from error
+    if sha256_of(data) != entry.sha256:
+        raise fault(f"{location.url}: the file changed during the run; run again")
+    if kept is not None:
+        write_atomically(kept, data)
+    return data
