@@ -134,11 +134,11 @@ def _parameters(assignments: list[str]) -> Parameters:
 
 
 def _value(text: str) -> Any:
-    """JSON where it is, a list where it has commas, else the text."""
+    """JSON where it is, else the text."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        return text.split(",") if "," in text else text
+        return text
 
 
 def _tell(published: Published) -> None:

@@ -41,15 +41,16 @@ def reconstruct(
     with observed_by(timings):
         listing = list_capture(capture)
         staged = stage_capture(listing)
-        examined = validate_capture(staged, ENGINES[choice.name].needs)
-        show_capture(staged.id, examined)
-        if deployment and infer.stored(staged, choice, parameters.infer) is None:
-            reconstruction = hand_over(deployment, staged, choice, parameters.infer)
-        else:
-            reconstruction = infer(staged, choice, parameters.infer)
-        mesh = export_glb(reconstruction, staged, parameters.export)
-        formats = convert_formats(mesh, parameters.formats)
-        checked = validate_mesh(mesh, staged, parameters.limits)
+        with staged.in_scratch():
+            examined = validate_capture(staged, ENGINES[choice.name].needs)
+            show_capture(staged.id, examined)
+            if deployment and infer.stored(staged, choice, parameters.infer) is None:
+                reconstruction = hand_over(deployment, staged, choice, parameters.infer)
+            else:
+                reconstruction = infer(staged, choice, parameters.infer)
+            mesh = export_glb(reconstruction, staged, parameters.export)
+            formats = convert_formats(mesh, parameters.formats)
+            checked = validate_mesh(mesh, staged, parameters.limits)
         results = Results(
             capture=staged,
             capture_report=examined,
@@ -59,17 +60,12 @@ def reconstruct(
             formats=formats,
             mesh_report=checked,
         )
+        key, upload = run_key(staged, choice, parameters), upload_key(listing, choice.name, parameters)
+        report = results.report(parameters, tuple(timings.stages))
         with timed("publish"):
-            published = publish(
-                results,
-                results.report(parameters, tuple(timings.stages)),
-                output,
-                run_key(staged, choice, parameters),
-                upload_key(listing, choice.name, parameters),
-            )
-    folder = Location.of(published.url)
-    show_report(published.report, folder, public_url(folder, Location.of(output)), store().read(checked, PREVIEW_SHEET))
-    staged.forget()
-    if published.report.status == "failure":
-        raise MeshRejected(f"{staged.id}: the mesh is below the floor, see {published.url}/report.json", published)
+            folder = publish(results, report, output, key, upload)
+    published = Published(url=folder, report=report.model_copy(update={"stages": tuple(timings.stages)}))
+    show_report(published.report, folder, public_url(folder, output), store().read(checked, PREVIEW_SHEET))
+    if report.status == "failure":
+        raise MeshRejected(f"{staged.id}: the mesh is below the floor, see {folder}/report.json", published)
     return published

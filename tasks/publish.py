@@ -130,8 +130,8 @@ def run_key(capture: Capture, engine: EngineChoice, parameters: Parameters) -> s
     **UNCACHED,
     **retried(PUBLISH_RETRIES, StorageUnavailable),
 )
-def publish(results: Results, report: Report, output: str, key: str, upload: str) -> Published:
-    """Publish the asset; what is published and verifies is left as it is."""
+def publish(results: Results, report: Report, output: str, key: str, upload: str) -> str:
+    """Publish the asset and give its URL; what is published and verifies is left as it is."""
     root = Location.of(output) / results.capture.id
     folder = root / key
     if not is_published(folder):
@@ -148,7 +148,7 @@ def publish(results: Results, report: Report, output: str, key: str, upload: str
                 report=f"{key}/report.json",
             ),
         )
-    return Published(url=folder.url, report=report)
+    return folder.url
 
 
 def is_published(folder: Location) -> bool:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, cast
+from urllib.parse import quote
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -75,8 +76,8 @@ class Check(BaseModel):
 
     name: str
     passed: bool
-    value: float | str
-    limit: float | str
+    value: bool | int | float | str
+    limit: bool | int | float | str
     floor: bool = False
 
 
@@ -139,13 +140,13 @@ def show_capture(name: str, report: CaptureReport) -> None:
     )
 
 
-def show_report(report: Report, folder: Location, url: str | None, previews: bytes) -> None:
+def show_report(report: Report, folder: str, url: str | None, previews: bytes) -> None:
     """Artifacts of the flow run: the report with previews and checks, and a link to the GLB where one works."""
     name = report.capture.id
     create_markdown_artifact(
         key=_artifact_key("report", name),
         description=f"{name}: {report.status}",
-        markdown=markdown_of(report, folder.url, url, previews),
+        markdown=markdown_of(report, folder, url, previews),
     )
     if url is not None:
         create_link_artifact(
@@ -161,7 +162,7 @@ def markdown_of(report: Report, folder: str, url: str | None, previews: bytes) -
     names = {file.path: f"[{file.path}]({url}/{file.path})" if url else f"`{file.path}`" for file in report.outputs}
     files = "\n".join(f"| {names[file.path]} | {file.bytes:,} | `{file.sha256[:12]}` |" for file in report.outputs)
     checks = "\n".join(
-        f"| {'passed' if check.passed else '**FAILED**'} | {check.name} | {check.value} | {check.limit} |"
+        f"| {'passed' if check.passed else '**FAILED**'} | {check.name} | {_cell(check.value)} | {_cell(check.limit)} |"
         for check in report.checks
     )
     stages = "\n".join(
@@ -190,13 +191,14 @@ def markdown_of(report: Report, folder: str, url: str | None, previews: bytes) -
 """
 
 
-def public_url(folder: Location, output: Location) -> str | None:
+def public_url(folder: str, output: str) -> str | None:
     """Where readers find a published folder: the public URL and the key in the bucket, or the path below `output`."""
     base = settings().public_url.rstrip("/")
     if not base:
         return None
-    key = folder.path.removeprefix(f"{output.path}/") if folder.local else folder.path.partition("/")[2]
-    return f"{base}/{key}"
+    published, root = Location.of(folder), Location.of(output)
+    key = published.path.removeprefix(f"{root.path}/") if root.local else published.path.partition("/")[2]
+    return f"{base}/{quote(key)}"
 
 
 def _artifact_key(kind: str, name: str) -> str:

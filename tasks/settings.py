@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from platformdirs import user_cache_path
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PIPELINE_VERSION = "1"
@@ -83,6 +83,12 @@ class Parameters(_Parameters):
     export: ExportParameters = Field(ExportParameters(), title="Export")
     formats: tuple[MeshFormat, ...] = Field(("obj", "ply"), title="Formats beside GLB")
     limits: Limits = Field(Limits(), title="Limits")
+
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """`obj,ply` on the command line."""
+        return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):

@@ -253,8 +253,8 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def read_verified(location: Location, entry: FileEntry, scratch: Path | None) -> bytes:
-    """The content of a file, of exactly the bytes its entry says; remote files are kept below `scratch`.
+def read_verified(location: Location, entry: FileEntry, scratch: Path | None = None) -> bytes:
+    """The content of a file, of exactly the bytes its entry says; remote files are kept in `scratch`.
 
     Where the content is another one, raises StorageUnavailable for a remote file (an interrupted transfer), InputError
     for a local one (it was edited).

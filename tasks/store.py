@@ -107,7 +107,7 @@ class Store:
         entry = next(entry for entry in result.outputs if entry.path == name)
         folder = self.root / result.stage / result.key
         location = (folder / result.attempt if result.attempt else folder) / name
-        return read_verified(location, entry, settings().scratch / "files")
+        return read_verified(location, entry)
 
     def _commit_local(self, stage: str, key: str, folder: Path, manifest: bytes, result: T) -> T:
         final = Path(self.root.path) / stage / key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ SHEET_JPEG_QUALITY = 85
 # a box has no more than these
 PLACEHOLDER_VERTICES, PLACEHOLDER_FACES = 8, 12
 _POINTS_PER_VIEW = 1000
+_THREADS = 2
 _SURFACE_SAMPLES = 100_000
 
 
@@ -83,9 +85,9 @@ def captured_points(views: list[View]) -> NDArray[np.float32]:
         every = max(1, len(rows) // _POINTS_PER_VIEW)
         height, width = view.depth.shape
         camera = view.camera.resized(width, height)
-        chosen = (rows * width + columns)[::every]
-        rays = camera.rays()[chosen]
-        points.append((camera.centre + view.depth.ravel()[chosen, None] * rays).astype(np.float32))
+        rows, columns = rows[::every], columns[::every]
+        rays = camera.directions(np.column_stack([columns, rows]) + 0.5)
+        points.append((camera.centre + view.depth[rows, columns, None] * rays).astype(np.float32))
     return np.concatenate(points) @ CAPTURE_TO_GLTF.T
 
 
@@ -97,6 +99,9 @@ def checks_of(
     def at_least(name: str, value: float, limit: float, floor: bool = False) -> Check:
         return Check(name=name, passed=value >= limit, value=value, limit=limit, floor=floor)
 
+    def holds(name: str, value: bool, floor: bool = False) -> Check:
+        return Check(name=name, passed=value, value=value, limit=True, floor=floor)
+
     def at_most(name: str, value: float, limit: float) -> Check:
         return Check(name=name, passed=value <= limit, value=value, limit=limit)
 
@@ -107,16 +112,16 @@ def checks_of(
     checks = [
         at_least("glb_bytes", summary.glb_bytes, limits.min_glb_bytes, floor=True),
         at_least("vertices", summary.vertices, limits.min_vertices, floor=True),
-        Check(name="finite", passed=finite, value=float(finite), limit=1, floor=True),
-        Check(name="extent", passed=diagonal > 0, value=diagonal, limit=0, floor=True),
-        at_least("appearance", float(has_appearance(loaded)), 1, floor=True),
-        at_least("not_a_placeholder", float(solid), 1, floor=True),
+        holds("finite", finite, floor=True),
+        holds("extent", diagonal > 0, floor=True),
+        holds("appearance", has_appearance(loaded), floor=True),
+        holds("not_a_placeholder", solid, floor=True),
     ]
     if len(points) and diagonal > 0:
         share = captured_share(loaded, points, limits.captured_distance * diagonal)
         checks.append(at_least("captured_share", round(share, 4), limits.captured_share, floor=True))
     checks += [
-        at_least("watertight", float(summary.watertight), 1),
+        holds("watertight", summary.watertight),
         at_most("components", summary.components, limits.max_components),
         at_most("degenerate_faces", summary.degenerate_faces, limits.max_degenerate_faces),
         at_least("texture_coverage", summary.texture_coverage, limits.min_texture_coverage),
@@ -142,18 +147,24 @@ def validate_mesh(folder: Path, mesh: Mesh, capture: Capture, limits: Limits) ->
     points = captured_points(capture.views()) if mesh.metric else np.empty((0, 3), np.float32)
     checks = checks_of(loaded, summary, points, limits)
     (folder / "previews").mkdir()
-    pictures = []
-    for index, (azimuth, elevation) in enumerate(PREVIEWS if np.isfinite(loaded.vertices).all() else ()):
-        picture = Image.fromarray(preview(loaded, azimuth_deg=azimuth, elevation_deg=elevation, size=PREVIEW_PX))
+    pictures: list[Image.Image] = []
+    if np.isfinite(loaded.vertices).all():
+        with ThreadPoolExecutor(_THREADS) as pool:
+            pictures = list(pool.map(lambda side: picture_of(loaded, *side), PREVIEWS))
+    for index, picture in enumerate(pictures):
         picture.save(folder / "previews" / f"preview_{index:03d}.png")
-        pictures.append(picture)
     (folder / PREVIEW_SHEET).write_bytes(sheet_of(pictures))
     return MeshReport(mesh=summary, checks=checks)
 
 
+def picture_of(mesh: trimesh.Trimesh, azimuth_deg: float, elevation_deg: float) -> Image.Image:
+    """One preview of the mesh."""
+    return Image.fromarray(preview(mesh, azimuth_deg=azimuth_deg, elevation_deg=elevation_deg, size=PREVIEW_PX))
+
+
 def sheet_of(pictures: list[Image.Image]) -> bytes:
     """The previews side by side, as a JPEG small enough for an artifact."""
-    columns = (len(pictures) + 1) // 2
+    columns = max(1, (len(pictures) + 1) // 2)
     sheet = Image.new("RGB", (columns * SHEET_PX, 2 * SHEET_PX))
     for index, picture in enumerate(pictures):
         row, column = divmod(index, columns)

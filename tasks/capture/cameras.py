@@ -67,14 +67,26 @@ class Camera:
 
         `centre + depth * ray` is the world point of a depth reading. Distortion is removed.
         """
-        x = (np.arange(self.width) + 0.5 - self.cx) / self.fl_x
-        y = (np.arange(self.height) + 0.5 - self.cy) / self.fl_y
-        xy = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+        x, y = np.arange(self.width) + 0.5, np.arange(self.height) + 0.5
+        if any(self.distortion):
+            return self.directions(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2))
+        right, down, ahead = self._axes()
+        across = ((x - self.cx) / self.fl_x)[:, None] * right
+        along = ((y - self.cy) / self.fl_y)[:, None] * down + ahead
+        return (across + along[:, None]).reshape(-1, 3)
+
+    def directions(self, pixels: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The same for some positions in the image, (n, 2) pixels -> (n, 3)."""
+        xy = (pixels - np.array([self.cx, self.cy])) / np.array([self.fl_x, self.fl_y])
         if any(self.distortion):
             xy = self._undistort(xy)
-        local = np.column_stack([xy, np.ones(len(xy))])
-        rays: NDArray[np.float64] = local @ (self.camera_to_world[:3, :3] * _GL_TO_PINHOLE).T
-        return rays
+        right, down, ahead = self._axes()
+        return xy[:, :1] * right + xy[:, 1:] * down + ahead
+
+    def _axes(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """The pinhole axes in the world: x to the right, y down, z ahead."""
+        right, down, ahead = (self.camera_to_world[:3, :3] * _GL_TO_PINHOLE).T
+        return right, down, ahead
 
     def _distort(self, xy: NDArray[np.floating]) -> NDArray[np.floating]:
         k1, k2, p1, p2 = self.distortion

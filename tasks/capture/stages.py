@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Capture(StoredResult):
     def read(self, path: str) -> bytes:
         """One file of the capture; raises InputError or StorageUnavailable where its content has changed."""
         entry = next(entry for entry in self.files if entry.path == path)
-        return read_verified(Location.of(self.uri) / path, entry, settings().scratch / "files")
+        return read_verified(Location.of(self.uri) / path, entry, settings().scratch)
 
     @property
     def view_names(self) -> tuple[str, ...]:
@@ -71,10 +72,14 @@ class Capture(StoredResult):
         """The decoded views, all or those named."""
         return load_views([entry.path for entry in self.files], self.read, names)
 
-    def forget(self) -> None:
-        """Remove what the scratch folder keeps of the capture."""
-        for entry in self.files:
-            (settings().scratch / "files" / entry.sha256).unlink(missing_ok=True)
+    @contextmanager
+    def in_scratch(self) -> Iterator[None]:
+        """Within the block, what was read of a remote capture is kept in the scratch folder; then it is removed."""
+        try:
+            yield
+        finally:
+            for entry in self.files:
+                (settings().scratch / entry.sha256).unlink(missing_ok=True)
 
 
 def list_capture(uri: str) -> Listing:
@@ -119,7 +124,7 @@ def stage_capture(folder: Path, listing: Listing) -> Capture:
         data = (location / file.path).read()
         found = FileEntry(path=file.path, bytes=len(data), sha256=sha256_of(data))
         if not location.local:
-            write_atomically(settings().scratch / "files" / found.sha256, data)
+            write_atomically(settings().scratch / found.sha256, data)
         return found
 
     entries = []

@@ -181,6 +181,7 @@ def test_another_files_bytes_are_no_image() -> None:
             decode_picture("views/a.png", data, LIMIT)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [1100, 10_000, 100_000])
 def test_bombs_are_refused_by_their_header(side: int) -> None:
     npy_header = npy(np.zeros((1, 1), np.float32)).replace(
