@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -20,6 +21,7 @@ EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 PREFECT_DEFAULTS = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "DO_NOT_TRACK": "1",
 }
 
@@ -88,22 +90,22 @@ def rig(
 
 
 def _reconstruct(capture: str, output: str, engine: EngineName, parameters: Parameters) -> Published:
-    from prefect.settings import (
-        PREFECT_API_URL,
-        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-        temporary_settings,
-    )
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     from flows.reconstruct import reconstruct
     from flows.terminal import Terminal
     from tasks.stage import observed_by
 
-    # heartbeats tell a server of a lost run and cost a second; the ephemeral server ends with the run
-    ephemeral = not PREFECT_API_URL.value()
-    settings = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if ephemeral else {}
-    with Terminal() as terminal, observed_by(terminal), temporary_settings(updates=settings):
-        if ephemeral:
+    with ExitStack() as stack:
+        terminal = stack.enter_context(Terminal())
+        if not PREFECT_API_URL.value():
+            from flows.ephemeral import start_server
+
             terminal.console.print("starting Prefect's own server for this run (PREFECT_API_URL names another)")
+            start_server()
+            # heartbeats tell a server of lost runs and cost a second; this server ends with the run
+            stack.enter_context(temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}))
+        stack.enter_context(observed_by(terminal))
         return reconstruct(capture, output, engine, parameters)
 
 

@@ -18,7 +18,7 @@ from tasks.settings import ExportParameters
 from tasks.stage import retried, stage
 from tasks.store import StoredResult, store
 from tasks.surface import repair, simplify
-from tasks.texture import Unwrapped, _vertex_normals, bake, unwrap
+from tasks.texture import Unwrapped, bake, unwrap, vertex_normals
 
 GLB = "mesh.glb"
 EXPORT_RETRIES = 1
@@ -78,7 +78,7 @@ def glb_of(unwrapped: Unwrapped, texture: NDArray[np.uint8]) -> bytes:
     mesh = trimesh.Trimesh(
         unwrapped.vertices @ CAPTURE_TO_GLTF.T,
         unwrapped.faces,
-        vertex_normals=_vertex_normals(unwrapped) @ CAPTURE_TO_GLTF.T,
+        vertex_normals=vertex_normals(unwrapped) @ CAPTURE_TO_GLTF.T,
         visual=TextureVisuals(uv=unwrapped.uv, material=material),
         process=False,
     )

@@ -19,11 +19,14 @@ from tasks.render import RayScene, depth_map
 from tasks.surface import face_normals
 
 THREADS = 2
+# xatlas takes small meshes (below an area of about 1) for tiny ones and shatters them: it is given this diagonal
+UNWRAP_DIAGONAL = 50.0
 CHART_PADDING = 2  # texels between charts: bilinear sampling of one never reaches another
-CHUNK_TEXELS = 65_536  # texels that are painted at once: bounds memory
+# Texels painted at once: bounds memory, and is too few for OpenBLAS to start threads of its own in each of ours
+CHUNK_TEXELS = 25_600
 
-MIN_COSINE = 0.15  # views flatter than this on the surface do not paint it
-ANGLE_POWER = 4  # weight of a view: its cosine to this power; sharper keeps detail, softer hides seams
+MIN_COSINE = 0.1  # views flatter than this on the surface do not paint it
+ANGLE_POWER = 8  # weight of a view: its cosine to this power; sharper keeps detail, softer hides seams
 EDGE_PIXELS = 5.0  # within this distance of a silhouette a view's weight falls to 0
 DEPTH_TOLERANCE = 2.0  # pixel footprints along the ray that a surface may lie behind the depth buffer and be seen
 NEAREST_SEEN = 8  # seen texels that give an unseen one its colour
@@ -55,11 +58,11 @@ class _Texels:
 
 @dataclass(frozen=True)
 class _Photo:
-    """What painting needs of a view: colours (h * w, 3) float32, the mesh's depth (h * w,) and the trust in each pixel,
-    0 at the object's and the mesh's edges, 1 away from them."""
+    """What painting needs of a view: colours (h * w, 3), the mesh's depth (h * w,) and the trust in each pixel, 0 at
+    the object's and the mesh's edges, 1 away from them."""
 
     camera: Camera
-    colours: NDArray[np.float32]
+    colours: NDArray[np.uint8]
     depth: NDArray[np.float32]
     trust: NDArray[np.float32]
 
@@ -67,7 +70,8 @@ class _Photo:
 def unwrap(vertices: NDArray[np.floating], faces: NDArray[np.integer], texture_px: int) -> Unwrapped:
     """Charts of a mesh (n, 3), (m, 3), packed into a square texture of `texture_px` (https://github.com/jpcy/xatlas)."""
     atlas = xatlas.Atlas()
-    atlas.add_mesh(np.ascontiguousarray(vertices, np.float32), np.ascontiguousarray(faces, np.uint32))
+    scale = UNWRAP_DIAGONAL / float(np.linalg.norm(np.ptp(vertices, axis=0)))
+    atlas.add_mesh(np.ascontiguousarray(vertices * scale, np.float32), np.ascontiguousarray(faces, np.uint32))
     packing = xatlas.PackOptions()
     packing.resolution = texture_px
     packing.padding = CHART_PADDING
@@ -117,12 +121,12 @@ def _texels(unwrapped: Unwrapped, texture_px: int) -> _Texels:
     hits = RayScene(flat).cast(above, np.broadcast_to([0.0, 0.0, -1.0], above.shape))
     corners = unwrapped.faces[hits.face]
     position = np.einsum("kc,kcd->kd", hits.barycentric, unwrapped.vertices[corners])
-    normal = np.einsum("kc,kcd->kd", hits.barycentric, _vertex_normals(unwrapped)[corners])
+    normal = np.einsum("kc,kcd->kd", hits.barycentric, vertex_normals(unwrapped)[corners])
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     return _Texels(hits.ray, position.astype(np.float32), normal.astype(np.float32))
 
 
-def _vertex_normals(unwrapped: Unwrapped) -> NDArray[np.float32]:
+def vertex_normals(unwrapped: Unwrapped) -> NDArray[np.float32]:
     """Smooth normals, (n, 3), the same on both sides of a seam."""
     sums = np.zeros((int(unwrapped.source.max()) + 1, 3))
     normals = face_normals(unwrapped.vertices, unwrapped.faces)
@@ -143,9 +147,7 @@ def _photo(view: View, scene: RayScene) -> _Photo:
     inner = view.mask & (depth > 0) & ~step
     inner[[0, -1]] = inner[:, [0, -1]] = False
     trust = np.minimum(ndimage.distance_transform_edt(inner) / EDGE_PIXELS, 1)
-    return _Photo(
-        camera, view.image.reshape(-1, 3).astype(np.float32), depth.reshape(-1), trust.reshape(-1).astype(np.float32)
-    )
+    return _Photo(camera, view.image.reshape(-1, 3), depth.reshape(-1), trust.reshape(-1).astype(np.float32))
 
 
 def _painted(texels: _Texels, part: slice, photos: Sequence[_Photo]) -> NDArray[np.float32]:
@@ -154,7 +156,7 @@ def _painted(texels: _Texels, part: slice, photos: Sequence[_Photo]) -> NDArray[
     sums = np.zeros((len(position), 4), np.float32)
     for photo in photos:
         towards = photo.camera.centre.astype(np.float32) - position
-        distance = np.linalg.norm(towards, axis=1)
+        distance = np.sqrt(np.einsum("kd,kd->k", towards, towards))
         cosine = np.einsum("kd,kd->k", towards, normal) / distance
         facing = np.flatnonzero(cosine > MIN_COSINE)
         pixels, z = photo.camera.project(position[facing])

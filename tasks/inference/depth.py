@@ -30,6 +30,8 @@ PLANE_ERROR_FOOTPRINTS = 0.4
 MIN_SUPPORT = 0.3
 # Surfaces seen at a flatter angle than this (cosine) are not measured
 MIN_COSINE = 0.15
+# Weight of a measurement: the cosine of its viewing angle to this power
+ANGLE_POWER = 2
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,14 @@ class Planes:
     """The tangent plane of every pixel of a `DepthMap`.
 
     plane: (h * w, 4) float32, unit normal n towards the camera and offset o: n . x + o is the distance of x in front of
-    the surface. weight: (h * w,) float32, cosine of the viewing angle times support, 0 = no plane. points: (k, 3)
-    float32, the surface points of the pixels with a plane.
+    the surface. weight: (h * w,) float32, trust in the plane, 0 = there is none. depth, cosine: (h * w,) float32, its
+    depth (metres) and the cosine of its viewing angle, 0 = none. points: (k, 3) float32, the pixels' surface points.
     """
 
     plane: NDArray[np.float32]
     weight: NDArray[np.float32]
+    depth: NDArray[np.float32]
+    cosine: NDArray[np.float32]
     points: NDArray[np.float32]
 
 
@@ -138,8 +142,12 @@ def tangent_planes(depth_map: DepthMap, noise: float) -> Planes:
     plane = np.zeros((*depth.shape, 4), np.float32)
     plane[good, :3] = normals[good]
     plane[good, 3] = -(normals[good] * points).sum(axis=1)
-    weight = np.where(good, cosine * np.minimum(support, 1), 0).astype(np.float32)
-    return Planes(plane.reshape(-1, 4), weight.reshape(-1), points.astype(np.float32))
+
+    def kept(values: NDArray[np.float64]) -> NDArray[np.float32]:
+        return np.where(good, values, 0).astype(np.float32).reshape(-1)
+
+    weight = kept(cosine**ANGLE_POWER * np.minimum(support, 1))
+    return Planes(plane.reshape(-1, 4), weight, kept(fitted), kept(cosine), points.astype(np.float32))
 
 
 def without_outliers(depth: NDArray[np.float64], tolerance: float) -> NDArray[np.float64]:

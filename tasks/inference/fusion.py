@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +27,12 @@ FUSION_VERSION = "1"
 MIN_VIEWS = 3  # fewer leave most of the object to guesswork
 
 THREADS = 2
-VOXEL_FOOTPRINTS = 1.6  # voxel size in pixel footprints at the object
+VOXEL_FOOTPRINTS = 2.0  # voxel size in pixel footprints at the object
 CELL = 4  # voxels along a side of a cell, the unit in which space is near the surface or not
-CHUNK_CELLS = 2048  # cells that are worked on at once: bounds memory
+# Points worked on at once: fits the caches, and is too few for OpenBLAS to start threads of its own in each of ours
+CHUNK_POINTS = 25_600
 TRUNCATION_VOXELS = 3.0
 TRUNCATION_SIGMAS = 3.0  # of the noise that is left after smoothing
-ANGLE_POWER = 2  # weight of a reading: the cosine of its viewing angle to this power
 BOUNDS_SAMPLES = 100_000  # surface points that the bounds are taken from
 BOUNDS_MARGIN_VOXELS = 2
 ZERO_GAP = 1e-3  # distances (voxels) are kept this far from 0: marching cubes then makes no degenerate triangles
@@ -39,10 +40,14 @@ ZERO_GAP = 1e-3  # distances (voxels) are kept this far from 0: marching cubes t
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one view says about space: its depth map and the tangent planes of its readings, in a local frame."""
+    """What one view says about space: its depth map and the tangent planes of its readings, in a local frame.
+
+    hidden_from: (h * w,) float32, a cell whose centre lies in a pixel and wholly beyond this depth is hidden.
+    """
 
     depth_map: DepthMap
     planes: Planes
+    hidden_from: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,19 @@ class Grid:
     voxel: float
     cells: tuple[int, int, int]
 
+    @property
+    def cell_radius(self) -> float:
+        """Of the sphere around a cell's voxel centres, metres."""
+        return float(np.sqrt(3) / 2 * CELL * self.voxel)
+
     def voxel_centres(self, cells: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Centres of all voxels of some cells (k, 3), cell after cell, (k * CELL**3, 3)."""
+        """Centres of all voxels of some cells (k, 3), (k, CELL**3, 3)."""
         inside = np.stack(np.meshgrid(*[np.arange(CELL)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-        indices = (cells[:, None] * CELL + inside).reshape(-1, 3)
-        return (self.origin + indices * self.voxel).astype(np.float32)
+        return (self.origin + (cells[:, None] * CELL + inside) * self.voxel).astype(np.float32)
 
     def cell_centres(self) -> NDArray[np.float32]:
-        """Centres of all cells, (n, 3)."""
-        indices = np.stack(np.meshgrid(*map(np.arange, self.cells), indexing="ij"), axis=-1).reshape(-1, 3)
+        """Centres of all cells, (n, 1, 3)."""
+        indices = np.stack(np.meshgrid(*map(np.arange, self.cells), indexing="ij"), axis=-1).reshape(-1, 1, 3)
         return (self.origin + (indices * CELL + (CELL - 1) / 2) * self.voxel).astype(np.float32)
 
     def cell_of(self, points: NDArray[np.float32]) -> NDArray[np.intp]:
@@ -92,20 +101,12 @@ def fuse(
         noise = noise_level(maps)
         progress(0.1)
         planes = list(pool.map(lambda depth_map: tangent_planes(depth_map, noise), maps))
-        evidence = [Evidence(*pair) for pair in zip(maps, planes, strict=True)]
-        progress(0.35)
-        grid = _grid(evidence, parameters)
+        grid = _grid(maps, planes, parameters)
         truncation = _truncation(grid.voxel, noise, maps)
-        signs = _coarse(evidence, grid, truncation)
-        active = _active_cells(evidence, grid, signs)
-        volume = np.repeat(np.repeat(np.repeat(signs, CELL, 0), CELL, 1), CELL, 2).astype(np.float32)
-        volume *= truncation
-        blocks = volume.reshape([size for count in grid.cells for size in (count, CELL)]).transpose(0, 2, 4, 1, 3, 5)
-        chunks = [active[start : start + CHUNK_CELLS] for start in range(0, len(active), CHUNK_CELLS)]
-        distances = pool.map(lambda cells: signed_distance(grid.voxel_centres(cells), evidence, truncation), chunks)
-        for done, (cells, values) in enumerate(zip(chunks, distances, strict=True), start=1):
-            blocks[tuple(cells.T)] = values.reshape(-1, CELL, CELL, CELL)
-            progress(0.35 + 0.45 * done / len(chunks))
+        evidence = [Evidence(*pair, _hidden_from(*pair, grid, truncation)) for pair in zip(maps, planes, strict=True)]
+        progress(0.4)
+        volume = _volume(evidence, grid, truncation, pool)
+    progress(0.8)
     vertices, faces = _surface(volume, grid)
     progress(0.95)
     vertices, faces = without_crumbs(vertices, faces, parameters.crumb_fraction)
@@ -114,30 +115,28 @@ def fuse(
 
 
 def signed_distance(
-    points: NDArray[np.float32], evidence: Sequence[Evidence], truncation: float
+    points: NDArray[np.float32], radius: float, evidence: Sequence[Evidence], truncation: float
 ) -> NDArray[np.float32]:
-    """Distance of points (n, 3) to the surface, (n,) metres within +-truncation, positive outside.
+    """Distance to the surface of cells of points (k, m, 3), each of `radius`: (k, m) metres within +-truncation.
 
-    The weighted mean over the views that see the point or the surface close before it, in the order of the views.
+    Positive outside. The weighted mean over the views that see a point or the surface close before it, in the order of
+    the views; points that no view sees are inside.
     """
-    total = np.zeros(len(points), np.float32)
-    weights = np.zeros(len(points), np.float32)
-    free = np.full(len(points), -truncation, np.float32)
+    total = np.zeros(points.shape[:2], np.float32)
+    weights = np.zeros_like(total)
+    free = np.full_like(total, -truncation)
+    middles = points.mean(axis=1)
     for one in evidence:
-        pixel, scale, in_image = _pixels(one.depth_map, points)
-        # distance in the image to the object's outline: at least this far is the point from the object
-        outside = one.depth_map.silhouette.reshape(-1)[pixel] * scale
-        np.maximum(free, outside, out=free, where=in_image)
-        plane = one.planes.plane[pixel]
-        distance = np.einsum("nc,nc->n", plane[:, :3], points) + plane[:, 3]
-        weight = one.planes.weight[pixel] ** ANGLE_POWER
-        weight *= np.clip(1 + distance / truncation, 0, 1) * in_image  # fades behind the surface
-        total += weight * np.minimum(distance, truncation)
-        weights += weight
-    seen = weights > 0
-    np.divide(total, weights, out=total, where=seen)
-    total[~seen] = -truncation
-    return np.maximum(total, np.minimum(free, truncation))
+        pixel, z, _ = _pixels(one.depth_map, middles)
+        open_cells = np.flatnonzero(z - radius < one.hidden_from.take(pixel, mode="clip"))
+        outside, distance, weight = _seen_from(one, points[open_cells].reshape(-1, 3))
+        weight *= np.clip(1 + distance / truncation, 0, 1)  # fades behind the surface
+        distance = weight * np.minimum(distance, truncation)
+        total[open_cells] += distance.reshape(-1, points.shape[1])
+        weights[open_cells] += weight.reshape(-1, points.shape[1])
+        free[open_cells] = np.maximum(free[open_cells], outside.reshape(-1, points.shape[1]))
+    measured = np.divide(total, weights, out=np.full_like(total, -truncation), where=weights > 0)
+    return np.maximum(measured, np.minimum(free, truncation))
 
 
 def without_crumbs(
@@ -182,9 +181,9 @@ def _moved(camera: Camera, offset: NDArray[np.float64]) -> Camera:
 def _pixels(
     depth_map: DepthMap, points: NDArray[np.float32]
 ) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.bool_]]:
-    """Where points lie in a depth map: flat index of the pixel in the cut-out, metres per pixel, whether in the image.
+    """Where points lie in a depth map: flat index of the pixel in the cut-out, depth, whether in the image.
 
-    Points beyond the cut-out get its nearest border pixel.
+    Points beyond the cut-out get its nearest border pixel; the index means nothing for those at the camera's own depth.
     """
     camera = depth_map.camera
     position, z = camera.project(points)
@@ -192,22 +191,46 @@ def _pixels(
     in_image = (z > 0) & (x >= 0) & (y >= 0) & (x < camera.width) & (y < camera.height)
     height, width = depth_map.silhouette.shape
     top, left = depth_map.corner
-    column = np.clip(np.nan_to_num(x) - left, 0, width - 1).astype(np.intp)
-    row = np.clip(np.nan_to_num(y) - top, 0, height - 1).astype(np.intp)
-    return row * width + column, z / np.float32(camera.fl_x), in_image
+    with np.errstate(invalid="ignore"):
+        column = np.clip(x - left, 0, width - 1).astype(np.intp)
+        row = np.clip(y - top, 0, height - 1).astype(np.intp)
+    return row * width + column, z, in_image
 
 
-def _grid(evidence: Sequence[Evidence], parameters: FusionParameters) -> Grid:
+def _seen_from(
+    one: Evidence, points: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """What a view says about points (n, 3): how far outside of its silhouette they are at least (metres), the distance
+    to the surface that is seen there, and that measurement's weight, 0 where there is none; (n,) each."""
+    pixel, z, in_image = _pixels(one.depth_map, points)
+    outside = one.depth_map.silhouette.take(pixel, mode="clip") * (z / np.float32(one.depth_map.camera.fl_x))
+    outside[~in_image] = -np.inf
+    plane = one.planes.plane.take(pixel, axis=0, mode="clip")
+    distance = plane[:, 3] + plane[:, 0] * points[:, 0] + plane[:, 1] * points[:, 1] + plane[:, 2] * points[:, 2]
+    return outside, distance, one.planes.weight.take(pixel, mode="clip") * in_image
+
+
+def _hidden_from(depth_map: DepthMap, planes: Planes, grid: Grid, truncation: float) -> NDArray[np.float32]:
+    """Depth from which on a cell is hidden behind the surface in all pixels that it may touch, (h * w,)."""
+    shape = depth_map.silhouette.shape
+    depth, cosine = planes.depth.reshape(shape), planes.cosine.reshape(shape)
+    beyond = depth + truncation / np.where(cosine > 0, cosine, np.float32(np.finfo(np.float32).tiny))
+    nearest = float(depth[depth > 0].min()) if (depth > 0).any() else 1.0
+    reach = int(np.ceil(grid.cell_radius * depth_map.camera.fl_x / nearest)) + 1
+    return ndimage.maximum_filter(beyond.astype(np.float32), 2 * reach + 1, mode="nearest").reshape(-1)
+
+
+def _grid(maps: Sequence[DepthMap], planes: Sequence[Planes], parameters: FusionParameters) -> Grid:
     """Voxels as fine as the capture's pixels, around all surface points that no view sees as background."""
-    points = np.concatenate([one.planes.points for one in evidence])
+    points = np.concatenate([one.points for one in planes])
     points = points[:: max(len(points) // BOUNDS_SAMPLES, 1)]
-    for one in evidence:
-        pixel, _, in_image = _pixels(one.depth_map, points)
-        points = points[~(in_image & (one.depth_map.silhouette.reshape(-1)[pixel] > 0))]
+    for depth_map in maps:
+        pixel, _, in_image = _pixels(depth_map, points)
+        points = points[~(in_image & (depth_map.silhouette.take(pixel, mode="clip") > 0))]
     if not len(points):
         raise InferenceFailed("fusion: the views contradict each other everywhere; check the cameras' poses")
     low, high = points.min(axis=0).astype(np.float64), points.max(axis=0).astype(np.float64)
-    footprint = float(np.median([one.depth_map.footprint for one in evidence]))
+    footprint = float(np.median([depth_map.footprint for depth_map in maps]))
     voxel = parameters.voxel_m or VOXEL_FOOTPRINTS * footprint
     usable = parameters.max_voxels - 2 * BOUNDS_MARGIN_VOXELS
     voxel = max(voxel, float((high - low).max()) / usable)
@@ -223,20 +246,53 @@ def _truncation(voxel: float, noise: float, maps: Sequence[DepthMap]) -> float:
     return TRUNCATION_VOXELS * voxel + TRUNCATION_SIGMAS * float(remaining)
 
 
-def _coarse(evidence: Sequence[Evidence], grid: Grid, truncation: float) -> NDArray[np.int8]:
-    """Whether each cell's centre is free (+1) or inside (-1), with the shape of `grid.cells`."""
-    values = signed_distance(grid.cell_centres(), evidence, truncation)
-    return np.where(values > 0, 1, -1).astype(np.int8).reshape(grid.cells)
+def _volume(
+    evidence: Sequence[Evidence], grid: Grid, truncation: float, pool: ThreadPoolExecutor
+) -> NDArray[np.float32]:
+    """Signed distances of all voxels of the grid: exact in the cells that the surface crosses, else of one sign.
+
+    Starts with the cells at measured points and grows to wherever neighbouring voxels of two cells disagree.
+    """
+
+    def distances(points: NDArray[np.float32]) -> NDArray[np.float32]:
+        return signed_distance(points, grid.cell_radius, evidence, truncation)
+
+    coarse = np.concatenate(list(pool.map(distances, _chunks(grid.cell_centres(), CHUNK_POINTS))))
+    signs = np.where(coarse.reshape(grid.cells) > 0, np.float32(truncation), np.float32(-truncation))
+    volume = np.repeat(np.repeat(np.repeat(signs, CELL, 0), CELL, 1), CELL, 2)
+    blocks = volume.reshape([size for count in grid.cells for size in (count, CELL)]).transpose(0, 2, 4, 1, 3, 5)
+    exact = np.zeros(grid.cells, bool)
+    wanted = _measured_cells(evidence, grid)
+    while wanted.any():
+        chunks = _chunks(np.argwhere(wanted), CHUNK_POINTS // CELL**3)
+        for cells, values in zip(chunks, pool.map(lambda cells: distances(grid.voxel_centres(cells)), chunks)):
+            blocks[tuple(cells.T)] = values.reshape(-1, CELL, CELL, CELL)
+        exact |= wanted
+        wanted = _crossed(blocks) & ~exact
+    return volume
 
 
-def _active_cells(evidence: Sequence[Evidence], grid: Grid, signs: NDArray[np.int8]) -> NDArray[np.intp]:
-    """Cells (k, 3) that the surface may cross: around measured points, and between free and inside."""
-    near = np.zeros(grid.cells, bool)
+def _chunks(array: NDArray[Any], size: int) -> list[NDArray[Any]]:
+    return [array[start : start + size] for start in range(0, len(array), size)]
+
+
+def _measured_cells(evidence: Sequence[Evidence], grid: Grid) -> NDArray[np.bool_]:
+    """Which cells hold a measured surface point."""
+    measured = np.zeros(grid.cells, bool)
     for one in evidence:
-        near.reshape(-1)[grid.cell_of(one.planes.points)] = True
-    around = np.ones((3, 3, 3), bool)
-    changes = ndimage.maximum_filter(signs, footprint=around) != ndimage.minimum_filter(signs, footprint=around)
-    return np.argwhere(ndimage.binary_dilation(near, around) | changes)
+        measured.reshape(-1)[grid.cell_of(one.planes.points)] = True
+    return measured
+
+
+def _crossed(blocks: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which cells have a voxel whose neighbour in the next cell lies on the other side of the surface."""
+    crossed = np.zeros(blocks.shape[:3], bool)
+    for axis in range(3):
+        cells, along = np.moveaxis(blocks, (axis, 3 + axis), (0, 3)), np.moveaxis(crossed, axis, 0)
+        differ = ((cells[:-1, :, :, -1] > 0) != (cells[1:, :, :, 0] > 0)).any(axis=(-1, -2))
+        along[:-1] |= differ
+        along[1:] |= differ
+    return crossed
 
 
 def _surface(volume: NDArray[np.float32], grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
