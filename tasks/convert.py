@@ -71,7 +71,7 @@ def _convert_key(mesh: Mesh, formats: tuple[MeshFormat, ...]) -> Any:
     return [mesh.outputs, sorted(set(formats))]
 
 
-@stage(key=_convert_key, version="1", tags=("cpu",), **retried(CONVERT_RETRIES))
+@stage(key=_convert_key, version="1", **retried(CONVERT_RETRIES))
 def convert_formats(folder: Path, mesh: Mesh, formats: tuple[MeshFormat, ...]) -> Formats:
     """Write every format asked for; what fails is left out and said."""
     loaded = load_glb(mesh.glb())

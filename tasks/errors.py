@@ -45,6 +45,14 @@ class EngineUnavailable(InputError):
     """The engine that was asked for cannot run on this machine."""
 
 
+class WeightsMissing(InputError):
+    """The weights are not on this machine, and it may not fetch them."""
+
+
+class WeightsCorrupt(InputError):
+    """Weights whose content is not what is pinned."""
+
+
 class StorageError(Capture2MeshError):
     """A capture, the store or the output could not be read or written."""
 

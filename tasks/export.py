@@ -43,7 +43,7 @@ def _export_key(reconstruction: Reconstruction, capture: Capture, parameters: Ex
     return [reconstruction.key, parameters]
 
 
-@stage(key=_export_key, version="1", tags=("cpu",), **retried(EXPORT_RETRIES))
+@stage(key=_export_key, version="1", **retried(EXPORT_RETRIES))
 def export_glb(folder: Path, reconstruction: Reconstruction, capture: Capture, parameters: ExportParameters) -> Mesh:
     """Simplify, repair, unwrap and bake the texture from the views."""
     geometry = reconstruction.geometry()

@@ -126,7 +126,6 @@ def run_key(capture: Capture, engine: EngineChoice, parameters: Parameters) -> s
 @task(
     name="publish",
     task_run_name="publish",
-    tags=["io"],
     **UNCACHED,
     **retried(PUBLISH_RETRIES, StorageUnavailable),
 )

@@ -110,7 +110,8 @@ def status_of(checks: tuple[Check, ...]) -> Status:
 def progress_artifact(stage: str) -> Iterator[Callable[[float], None]]:
     """A progress artifact of the running task, moved by the function it gives (0 to 1); observers hear of it too."""
     in_task = TaskRunContext.get() is not None
-    artifact = cast(UUID, create_progress_artifact(0.0, key=stage, description=stage)) if in_task else None
+    key = stage.replace("_", "-")
+    artifact = cast(UUID, create_progress_artifact(0.0, key=key, description=stage)) if in_task else None
     shown_at = time.monotonic()
 
     def show(fraction: float) -> None:

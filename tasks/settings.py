@@ -105,6 +105,15 @@ class Settings(BaseSettings):
         default_factory=lambda: user_cache_path("capture2mesh") / "scratch",
         description="Where remote files are materialised on this machine.",
     )
+    weights: Path = Field(
+        default_factory=lambda: user_cache_path("capture2mesh") / "weights",
+        description="Where the engines' weights lie on this machine.",
+    )
+    weights_list: Path = Field(
+        Path(__file__).parents[1] / "infra" / "weights.json", description="The list of weights and their pins."
+    )
+    weights_mirror: str = Field("", description="fsspec URL that has the weights; empty: the Hugging Face hub.")
+    weights_parallel: int = Field(4, ge=1, description="Files of weights downloaded at once.")
     infer_deployment: str = Field("", description="Deployment that runs the inference; empty: this process.")
     public_url: str = Field("", description="Base URL under which the output is served to readers.")
     max_pixels: int = Field(64_000_000, gt=0, description="Images with more pixels are refused before decoding.")

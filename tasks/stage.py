@@ -132,13 +132,16 @@ class Stage(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run as a task of the current flow run and give the result; raises what the function raised."""
         with timed(self.name) as hit:
+            found = self.stored(*args, **kwargs)
             state: State[R] = self.task.with_options(
                 cache_policy=_FixedKey(self.key(*args, **kwargs)),
-                refresh_cache=self.stored(*args, **kwargs) is None,
+                refresh_cache=found is None,
                 result_storage=_records(),
             )(*args, return_state=True, **kwargs)
             if state.name == "Cached":
                 hit()
+                if found is not None:
+                    return found  # the store is the truth, whatever Prefect's record says
             result = state.result()
         return result
 

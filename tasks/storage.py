@@ -35,6 +35,8 @@ S3_OPTIONS: dict[str, Any] = {
 }
 _UPLOAD_CHUNK = 16 * MEBIBYTE
 _RENAME_TRIES = 3
+# what S3 says of a conditional write that another one forestalled
+_LOST_WRITE = ("PreconditionFailed", "ConditionalRequestConflict")
 
 T = TypeVar("T")
 
@@ -154,6 +156,13 @@ class Location:
         except FileNotFoundError:
             return None
 
+    def etag(self) -> str | None:
+        """S3's version of the object, for a conditional write, or None where there is none."""
+        try:
+            return str(self.info()["ETag"])
+        except FileNotFoundError:
+            return None
+
     def listing(self) -> dict[str, dict[str, Any]]:
         """Files below, by relative path; empty where nothing is."""
         with storage_errors(self.url):
@@ -181,10 +190,14 @@ class Location:
             self.fs.rm_file(self.path)
 
 
-def precondition_failed(error: BaseException) -> bool:
-    """Whether a conditional S3 write lost: s3fs raises OSError(22), or FileExistsError, for HTTP 412."""
-    cause = error.__cause__ if isinstance(error, StorageError) else error
-    return isinstance(cause, FileExistsError) or (isinstance(cause, OSError) and "PreconditionFailed" in repr(cause))
+def precondition_failed(error: BaseException | None) -> bool:
+    """Whether a conditional S3 write lost: s3fs raises OSError(22) or FileExistsError with S3's answer as the cause."""
+    while error is not None:
+        code = getattr(error, "response", {}).get("Error", {}).get("Code")
+        if isinstance(error, FileExistsError) or code in _LOST_WRITE:
+            return True
+        error = error.__cause__
+    return False
 
 
 def write_atomically(path: Path, data: bytes) -> None:

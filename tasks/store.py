@@ -50,6 +50,8 @@ class StoredResult(BaseModel):
 
 T = TypeVar("T", bound=StoredResult)
 
+_COMMIT_TRIES = 3
+
 
 def cache_key(stage: str, version: str, content: Any) -> str:
     """sha256 over the canonical JSON of what determines a stage's result."""
@@ -119,19 +121,23 @@ class Store:
         entry = self.root / stage / key
         for file in result.outputs:
             (entry / result.attempt / file.path).upload(folder / file.path)
-        for _ in range(3):
+        winner, condition = entry / "manifest.json", {"IfNoneMatch": "*"}
+        for _ in range(_COMMIT_TRIES):
             try:
-                (entry / "manifest.json").write(manifest, IfNoneMatch="*")
+                winner.write(manifest, **condition)
                 return result
             except (StorageError, FileExistsError) as error:
                 if not precondition_failed(error):
                     raise
+            # before the entry is read, so that only what was found broken is replaced
+            etag = winner.etag()
             adopted = self.load(stage, key, type(result))
             if adopted is not None:
-                for file in result.outputs:
-                    (entry / result.attempt / file.path).delete()
+                if adopted.attempt != result.attempt:  # else our own write won, and only its answer was lost
+                    for file in result.outputs:
+                        (entry / result.attempt / file.path).delete()
                 return adopted
-            (entry / "manifest.json").delete()
+            condition = {"IfMatch": etag} if etag is not None else {"IfNoneMatch": "*"}
         raise StorageUnavailable(f"{entry.url}: another process keeps putting a broken entry there")
 
 

@@ -24,11 +24,11 @@ SHEET_GAP = 1e-5
 
 
 def simplify(vertices: NDArray[np.floating], faces: NDArray[np.integer], budget: int) -> tuple[Vertices, Faces]:
-    """At most about `budget` faces, by quadric error (Garland and Heckbert 1997); a smaller mesh comes back as it is."""
-    vertices, faces = vertices.astype(np.float32), faces.astype(np.int32)
-    if len(faces) <= budget:
-        return vertices, faces
-    fewer = fast_simplification.simplify(vertices, faces, target_count=budget, agg=SIMPLIFY_AGGRESSION)
+    """About `budget` faces at most, by quadric error (Garland and Heckbert 1997); a smaller mesh comes back as is."""
+    points, triangles = vertices.astype(np.float32), faces.astype(np.int32)
+    if len(triangles) <= budget:
+        return points, triangles
+    fewer = fast_simplification.simplify(points, triangles, target_count=budget, agg=SIMPLIFY_AGGRESSION)
     return fewer[0].astype(np.float32), fewer[1].astype(np.int32)
 
 
@@ -110,7 +110,8 @@ def _compact(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> tupl
 
 def _degenerate(vertices: Vertices, faces: Faces) -> NDArray[np.bool_]:
     diagonal = float(np.linalg.norm(np.ptp(vertices, axis=0)))
-    return np.linalg.norm(face_normals(vertices, faces), axis=1) / 2 <= DEGENERATE_AREA * diagonal**2
+    area = np.linalg.norm(face_normals(vertices, faces), axis=1) / 2
+    return np.asarray(area <= DEGENERATE_AREA * diagonal**2)
 
 
 def _fans_apart(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces]:

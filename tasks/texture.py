@@ -19,8 +19,11 @@ from tasks.render import RayScene, depth_map
 from tasks.surface import face_normals
 
 THREADS = 2
-# xatlas takes small meshes (below an area of about 1) for tiny ones and shatters them: it is given this diagonal
-UNWRAP_DIAGONAL = 50.0
+# xatlas takes small meshes (below an area of about 1) for tiny ones and shatters them: it is given this area
+UNWRAP_AREA = 1000.0
+# Charts grow to this share of the surface: larger ones cost seconds to flatten and gain nothing
+CHART_SHARE = 0.1
+CHART_COST = 1.0  # how readily charts grow; xatlas' default of 2 takes twice as long for no gain
 CHART_PADDING = 2  # texels between charts: bilinear sampling of one never reaches another
 # Texels painted at once: bounds memory, and is too few for OpenBLAS to start threads of its own in each of ours
 CHUNK_TEXELS = 25_600
@@ -70,13 +73,17 @@ class _Photo:
 def unwrap(vertices: NDArray[np.floating], faces: NDArray[np.integer], texture_px: int) -> Unwrapped:
     """Charts of a mesh (n, 3), (m, 3), packed into a square texture of `texture_px` (https://github.com/jpcy/xatlas)."""
     atlas = xatlas.Atlas()
-    scale = UNWRAP_DIAGONAL / float(np.linalg.norm(np.ptp(vertices, axis=0)))
-    atlas.add_mesh(np.ascontiguousarray(vertices * scale, np.float32), np.ascontiguousarray(faces, np.uint32))
+    area = float(np.linalg.norm(face_normals(vertices, faces), axis=1).sum() / 2)
+    scaled = vertices * np.sqrt(UNWRAP_AREA / area)
+    atlas.add_mesh(np.ascontiguousarray(scaled, np.float32), np.ascontiguousarray(faces, np.uint32))
+    charts = xatlas.ChartOptions()
+    charts.max_chart_area = CHART_SHARE * UNWRAP_AREA
+    charts.max_cost = CHART_COST
     packing = xatlas.PackOptions()
     packing.resolution = texture_px
     packing.padding = CHART_PADDING
     packing.bilinear = True
-    atlas.generate(xatlas.ChartOptions(), packing)
+    atlas.generate(charts, packing)
     source, corners, uv = atlas[0]
     flipped = np.column_stack([uv[:, 0], 1 - uv[:, 1]])
     return Unwrapped(
@@ -188,7 +195,7 @@ def _sampled(photo: _Photo, pixels: NDArray[np.floating]) -> NDArray[np.float32]
     upper = photo.colours[first] * (1 - right) + photo.colours[first + 1] * right
     first += photo.camera.width
     lower = photo.colours[first] * (1 - right) + photo.colours[first + 1] * right
-    return upper * (1 - below) + lower * below
+    return np.asarray(upper * (1 - below) + lower * below, np.float32)
 
 
 def _from_nearest(
@@ -199,10 +206,10 @@ def _from_nearest(
     distance, nearest = cKDTree(seen).query(positions, k=range(1, count + 1), workers=THREADS)
     weight = 1 / np.maximum(distance, np.finfo(np.float32).eps)
     mixed = (colours[nearest] * weight[..., None]).sum(axis=1) / weight.sum(axis=1, keepdims=True)
-    return mixed.astype(np.float32)
+    return np.asarray(mixed, np.float32)
 
 
 def _bled(texture: NDArray[np.float32], covered: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Every texel outside the charts takes the colour of the nearest one inside: seams never sample background."""
     nearest = ndimage.distance_transform_edt(~covered, return_distances=False, return_indices=True)
-    return texture[tuple(nearest)]
+    return np.asarray(texture[tuple(nearest)])

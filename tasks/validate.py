@@ -140,7 +140,7 @@ def _mesh_key(mesh: Mesh, capture: Capture, limits: Limits) -> Any:
     return [mesh.outputs, mesh.texture_coverage, mesh.metric, capture.digest, limits]
 
 
-@stage(key=_mesh_key, version="1", tags=("cpu",))
+@stage(key=_mesh_key, version="1")
 def validate_mesh(folder: Path, mesh: Mesh, capture: Capture, limits: Limits) -> MeshReport:
     """Measure, check and picture the mesh; a mesh below the floor is a result, not an error."""
     loaded, summary = measure(mesh.glb(), mesh)

@@ -115,7 +115,7 @@ def upload_key(listing: Listing, engine: str, parameters: Parameters) -> str:
     return cache_key("upload", PIPELINE_VERSION, [listing.uri, files, engine, parameters])
 
 
-@stage(key=lambda listing: listing, version="1", tags=("io",), **retried(3, StorageUnavailable))
+@stage(key=lambda listing: listing, version="1", **retried(3, StorageUnavailable))
 def stage_capture(folder: Path, listing: Listing) -> Capture:
     """Read a capture once: the digest of every file. Remote files are kept in the scratch folder."""
     location = Location.of(listing.uri)
@@ -148,7 +148,7 @@ def _validation_key(capture: Capture, needs: Needs) -> Any:
     return [capture.digest, capture.manifest, capture.others, capture.links_outside, needs]
 
 
-@stage(key=_validation_key, version=RULES_VERSION, tags=("cpu",))
+@stage(key=_validation_key, version=RULES_VERSION)
 def validate_capture(folder: Path, capture: Capture, needs: Needs) -> CaptureReport:
     """Refuse a capture that lacks what the engine needs, with every problem; picture the views of a good one."""
     links = [

@@ -49,8 +49,8 @@ class DepthMap:
 
     @property
     def footprint(self) -> float:
-        """Size of a pixel at the object, metres."""
-        return float(np.median(self.depth[self.depth > 0])) / self.camera.fl_x
+        """Size of a pixel at the object, metres; 0 without a reading."""
+        return float(np.median(self.depth[self.depth > 0])) / self.camera.fl_x if self.depth.any() else 0.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Planes:
 
 
 def cut_out(view: View) -> DepthMap | None:
-    """The object's part of a view's depth map; None if it has no reading on the object.
+    """The object's part of a view's depth map; None if its mask is empty.
 
     Only the mask says what is background: missing readings within it are unknown.
     """
@@ -78,7 +78,7 @@ def cut_out(view: View) -> DepthMap | None:
     height, width = view.depth.shape
     mask = _resized_mask(view.mask, height, width)
     depth = np.where(mask & np.isfinite(view.depth) & (view.depth > 0), view.depth, 0).astype(np.float64)
-    if not depth.any():
+    if not mask.any():
         return None
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, left = max(rows[0] - SILHOUETTE_REACH, 0), max(columns[0] - SILHOUETTE_REACH, 0)
@@ -110,7 +110,7 @@ def noise_level(maps: Sequence[DepthMap]) -> float:
 
 def window_for(noise: float, footprint: float) -> float:
     """Sigma (pixels) of the Gaussian window whose mean is certain to `PLANE_ERROR_FOOTPRINTS`."""
-    averaging = noise / (2 * np.sqrt(np.pi) * PLANE_ERROR_FOOTPRINTS * footprint)
+    averaging = noise / max(2 * np.sqrt(np.pi) * PLANE_ERROR_FOOTPRINTS * footprint, np.finfo(float).tiny)
     return float(np.clip(averaging, MIN_WINDOW, MAX_WINDOW))
 
 
@@ -198,4 +198,4 @@ def _resized_mask(mask: NDArray[np.bool_], height: int, width: int) -> NDArray[n
     """The mask at the depth map's size: the value under every pixel's centre."""
     rows = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(int)
     columns = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(int)
-    return mask[rows[:, None], columns]
+    return np.asarray(mask[rows[:, None], columns])

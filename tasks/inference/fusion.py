@@ -28,6 +28,7 @@ MIN_VIEWS = 3  # fewer leave most of the object to guesswork
 
 THREADS = 2
 VOXEL_FOOTPRINTS = 2.0  # voxel size in pixel footprints at the object
+MIN_VOXELS = 128  # along the longest side, however coarse the pixels: curved surfaces need them
 CELL = 4  # voxels along a side of a cell, the unit in which space is near the surface or not
 # Points worked on at once: fits the caches, and is too few for OpenBLAS to start threads of its own in each of ours
 CHUNK_POINTS = 25_600
@@ -80,7 +81,7 @@ class Grid:
         """Flat index of the cells that hold points; those outside the grid are left out."""
         indices = np.floor(((points - self.origin) / self.voxel + 0.5) / CELL).astype(np.intp)
         within = ((indices >= 0) & (indices < self.cells)).all(axis=1)
-        return np.ravel_multi_index(tuple(indices[within].T), self.cells)
+        return np.asarray(np.ravel_multi_index(tuple(indices[within].T), self.cells))
 
 
 def fuse(
@@ -94,7 +95,7 @@ def fuse(
     """
     with ThreadPoolExecutor(THREADS) as pool:
         maps = [depth_map for depth_map in pool.map(cut_out, views) if depth_map is not None]
-        if not maps:
+        if not any(depth_map.depth.any() for depth_map in maps):
             raise InferenceFailed("fusion: no view has a depth reading on the object; check masks and depth maps")
         centre = _rough_centre(maps)
         maps = [replace(depth_map, camera=_moved(depth_map.camera, -centre)) for depth_map in maps]
@@ -163,13 +164,13 @@ def without_crumbs(
 def _rough_centre(maps: Sequence[DepthMap]) -> NDArray[np.float64]:
     """A point about the object: float32 is exact enough around it, wherever the world's origin may be."""
     centres = []
-    for depth_map in maps:
+    for depth_map in (depth_map for depth_map in maps if depth_map.depth.any()):
         rows, columns = np.nonzero(depth_map.depth)
         middle = len(rows) // 2
         row, column = int(rows[middle]), int(columns[middle])
         index = (row + depth_map.corner[0]) * depth_map.camera.width + column + depth_map.corner[1]
         centres.append(depth_map.camera.centre + depth_map.camera.rays()[index] * depth_map.depth[row, column])
-    return np.median(centres, axis=0)
+    return np.asarray(np.median(centres, axis=0))
 
 
 def _moved(camera: Camera, offset: NDArray[np.float64]) -> Camera:
@@ -230,18 +231,23 @@ def _grid(maps: Sequence[DepthMap], planes: Sequence[Planes], parameters: Fusion
     if not len(points):
         raise InferenceFailed("fusion: the views contradict each other everywhere; check the cameras' poses")
     low, high = points.min(axis=0).astype(np.float64), points.max(axis=0).astype(np.float64)
-    footprint = float(np.median([depth_map.footprint for depth_map in maps]))
-    voxel = parameters.voxel_m or VOXEL_FOOTPRINTS * footprint
-    usable = parameters.max_voxels - 2 * BOUNDS_MARGIN_VOXELS
-    voxel = max(voxel, float((high - low).max()) / usable)
+    footprint = _footprint(maps)
+    longest = float((high - low).max())
+    voxel = parameters.voxel_m or min(VOXEL_FOOTPRINTS * footprint, longest / MIN_VOXELS)
+    voxel = max(voxel, longest / (parameters.max_voxels - 2 * BOUNDS_MARGIN_VOXELS))
     margin = BOUNDS_MARGIN_VOXELS * voxel
     counts = np.ceil((high - low + 2 * margin) / (voxel * CELL)).astype(int)
     return Grid(low - margin, voxel, (int(counts[0]), int(counts[1]), int(counts[2])))
 
 
+def _footprint(maps: Sequence[DepthMap]) -> float:
+    """Size of a pixel at the object, metres, in a typical view."""
+    return float(np.median([depth_map.footprint for depth_map in maps if depth_map.depth.any()]))
+
+
 def _truncation(voxel: float, noise: float, maps: Sequence[DepthMap]) -> float:
     """How far from the surface distances are kept, metres: past the voxels around it and the noise that is left."""
-    window = window_for(noise, float(np.median([depth_map.footprint for depth_map in maps])))
+    window = window_for(noise, _footprint(maps))
     remaining = noise / (2 * np.sqrt(np.pi) * window)
     return TRUNCATION_VOXELS * voxel + TRUNCATION_SIGMAS * float(remaining)
 
@@ -265,7 +271,8 @@ def _volume(
     wanted = _measured_cells(evidence, grid)
     while wanted.any():
         chunks = _chunks(np.argwhere(wanted), CHUNK_POINTS // CELL**3)
-        for cells, values in zip(chunks, pool.map(lambda cells: distances(grid.voxel_centres(cells)), chunks)):
+        exact_values = pool.map(lambda cells: distances(grid.voxel_centres(cells)), chunks)
+        for cells, values in zip(chunks, exact_values, strict=True):
             blocks[tuple(cells.T)] = values.reshape(-1, CELL, CELL, CELL)
         exact |= wanted
         wanted = _crossed(blocks) & ~exact

@@ -1,0 +1,151 @@
+"""Inference handed over to the `cuda` pool: real workers run the deployments of prefect.yaml."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tasks.report import Report
+from tests.integration.running import (
+    ROOT,
+    SMALL,
+    STAGES,
+    TIMEOUT,
+    CommandLine,
+    ask,
+    assert_published,
+    contents_of,
+    post,
+    running,
+    wait_for,
+)
+
+POOLS = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class House:
+    """A server with the deployments, and a worker for each pool; all of them see one store."""
+
+    server: str
+    flows: CommandLine
+    logs: tuple[Path, ...]
+
+    def inferences(self) -> list[tuple[str, str]]:
+        """Pool and state of every flow run of `infer`."""
+        runs = post(self.server, "/flow_runs/filter", flows={"name": {"any_": ["infer"]}})
+        return [(run["work_pool_name"], run["state_name"]) for run in runs]
+
+
+@pytest.fixture(scope="module")
+def house(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """The workers end with this module; pools and deployments stay on the shared server, where nobody minds them."""
+    folder = tmp_path_factory.mktemp("house")
+    line = CommandLine(folder, prefect_server, {"CAPTURE2MESH_STORE_SHARED": "1"})
+    with ExitStack() as stack:
+        for arguments in (
+            *(["work-pool", "create", pool, "--type", "process"] for pool in POOLS),
+            ["--no-prompt", "deploy", "--all"],
+        ):
+            command(line, *arguments)
+        logs = tuple(folder / f"worker-{pool}.log" for pool in POOLS)
+        for pool, log in zip(POOLS, logs, strict=True):
+            worker = ["worker", "start", "--pool", pool, "--type", "process", "--limit", "1", "--name", f"{pool}-0"]
+            stack.enter_context(running([sys.executable, "-m", "prefect", *worker], line.environment, log))
+        for pool in POOLS:
+            wait_for(f"worker of {pool}", lambda pool=pool: post(prefect_server, f"/work_pools/{pool}/workers/filter"))
+        yield House(prefect_server, line, logs)
+
+
+def command(line: CommandLine, *arguments: str) -> None:
+    line.folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", *arguments],
+        cwd=ROOT,
+        env=line.environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+
+
+def handing_over(house: House, folder: Path, **env: str) -> CommandLine:
+    """A machine of its own: other scratch, other Prefect home; by default the same store."""
+    shared = {"CAPTURE2MESH_STORE": str(house.flows.store), "CAPTURE2MESH_STORE_SHARED": "1"}
+    return CommandLine(folder, house.server, {"CAPTURE2MESH_INFER_DEPLOYMENT": "infer/cuda", **shared, **env})
+
+
+def test_inference_runs_in_the_worker(house: House, capture: Callable[[str], Path], tmp_path: Path) -> None:
+    ball = capture("ball")
+    flows = handing_over(house, tmp_path)
+    before = house.inferences()
+    first = flows.reconstruct(ball)
+    assert first.code == 0, first.stderr + "".join(log.read_text() for log in house.logs)
+    report = first.report
+    assert report.status == "normal"
+    assert report.engine.name == "fusion"
+    assert report.engine.reason == "the setting of deployment infer/cuda"
+    assert first.ran == list(STAGES)
+    assert house.inferences() == [*before, ("cuda", "Completed")]
+    (asset,) = [marker.parent for marker in flows.output.glob("ball/*/_SUCCESS")]
+    assert_published(contents_of(asset), [entry.path for entry in report.outputs])
+
+    second = flows.reconstruct(ball)
+    assert (second.code, second.ran) == (0, []), second.stderr
+    assert house.inferences() == [*before, ("cuda", "Completed")]
+
+
+def test_handing_over_needs_a_store_that_both_see(house: House, capture: Callable[[str], Path], tmp_path: Path) -> None:
+    flows = handing_over(house, tmp_path, CAPTURE2MESH_STORE=str(tmp_path / "store"), CAPTURE2MESH_STORE_SHARED="0")
+    before = house.inferences()
+    finished = flows.reconstruct(capture("ball"))
+    assert (finished.code, finished.stdout) == (2, "")
+    assert "CAPTURE2MESH_STORE_SHARED" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert house.inferences() == before
+    assert not flows.output.exists()
+
+
+def test_deployment_that_is_not_there_is_told(house: House, capture: Callable[[str], Path], tmp_path: Path) -> None:
+    flows = handing_over(house, tmp_path, CAPTURE2MESH_INFER_DEPLOYMENT="infer/nowhere")
+    finished = flows.reconstruct(capture("ball"))
+    assert (finished.code, finished.stdout) == (2, "")
+    assert "infer/nowhere" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_reconstruction_runs_in_a_worker(house: House, capture: Callable[[str], Path], tmp_path: Path) -> None:
+    """reconstruct/default on the `cpu` pool, which hands its inference over to the `cuda` pool."""
+    ball, output = capture("worked"), tmp_path / "out"
+    groups: dict[str, object] = {}
+    for name, value in SMALL.items():
+        *path, leaf = name.split(".")
+        group = groups
+        for part in path:
+            group = group.setdefault(part, {})  # type: ignore[assignment]
+        group[leaf] = int(value)
+    deployment = ask(house.server, "/deployments/name/reconstruct/default")
+    run = post(
+        house.server,
+        f"/deployments/{deployment['id']}/create_flow_run",
+        parameters={"capture": str(ball), "output": str(output), "parameters": groups},
+        state={"type": "SCHEDULED"},
+    )
+
+    def ended() -> str | None:
+        state = ask(house.server, f"/flow_runs/{run['id']}")["state"]
+        return state["name"] if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+
+    assert wait_for("the flow run", ended) == "Completed", "".join(log.read_text() for log in house.logs)
+    (asset,) = [marker.parent for marker in output.glob("worked/*/_SUCCESS")]
+    report = Report.model_validate_json((asset / "report.json").read_text())
+    assert report.status == "normal"
+    assert_published(contents_of(asset), [entry.path for entry in report.outputs])

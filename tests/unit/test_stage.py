@@ -1,0 +1,211 @@
+"""A stage as a Prefect task: the store decides what runs, Prefect's record only tells of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.testing.utilities import prefect_test_harness
+
+import tasks.stage
+from tasks.errors import InputError, StorageUnavailable
+from tasks.settings import settings
+from tasks.stage import Stage, StageTiming, Timings, observed_by, retried, stage
+from tasks.store import StoredResult, store
+
+RETRIES = 2
+
+
+class Word(StoredResult):
+    """What the stages of this module make."""
+
+    text: str
+
+
+class Script:
+    """What a stage's function does, call by call: raise that error, or give that word."""
+
+    def __init__(self, *steps: Exception | str) -> None:
+        self.steps, self.calls = list(steps), 0
+
+    def __call__(self, folder: Path, word: str) -> Word:
+        step = self.steps[min(self.calls, len(self.steps) - 1)]
+        self.calls += 1
+        if isinstance(step, Exception):
+            raise step
+        (folder / "word.txt").write_text(step)
+        return Word(text=step)
+
+
+def scripted(script: Script, **retries: Any) -> Stage[[str], Word]:
+    """A stage that does what the script says."""
+
+    def say(folder: Path, word: str) -> Word:
+        """Say a word."""
+        return script(folder, word)
+
+    return stage(key=lambda word: word, version="1", tags=("cpu",), **retries)(say)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def harness() -> Iterator[None]:
+    """A Prefect server for this module; heartbeats would cost a second a flow."""
+    with prefect_test_harness(), temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty store, and no waiting between retries; gives the folder of the stage's entries."""
+    monkeypatch.setenv("CAPTURE2MESH_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(tasks.stage, "RETRY_BASE_SECONDS", 0)
+    cached = (settings, store, tasks.stage._records)
+    for function in cached:
+        function.cache_clear()
+    yield tmp_path / "store" / "say"
+    for function in cached:
+        function.cache_clear()
+
+
+def run(say: Stage[[str], Word], word: str = "word") -> tuple[Word, StageTiming]:
+    """Run a stage in a flow of its own."""
+    timings = Timings()
+
+    @flow(name="say", log_prints=False)
+    def saying() -> Word:
+        with observed_by(timings):
+            return say(word)
+
+    result = saying()
+    (timing,) = timings.stages
+    return result, timing
+
+
+def test_stage_runs_once(entries: Path) -> None:
+    script = Script("hello")
+    say = scripted(script)
+    result, timing = run(say)
+    assert (result.text, timing.name, timing.cached) == ("hello", "say", False)
+    again, timing = run(say)
+    assert (again, timing.cached, script.calls) == (result, True, 1)
+    assert (entries / say.key("word") / "word.txt").read_text() == "hello"
+
+
+def test_other_input_is_other_work() -> None:
+    script = Script("hello")
+    say = scripted(script)
+    run(say, "one")
+    _, timing = run(say, "two")
+    assert (timing.cached, script.calls) == (False, 2)
+
+
+def test_other_version_is_other_work() -> None:
+    def say(folder: Path, word: str) -> Word:
+        return Word(text=word)
+
+    first, second = (stage(key=lambda word: word, version=version)(say) for version in ("1", "2"))
+    assert first.key("word") != second.key("word")
+
+
+def test_record_without_files_runs_the_stage_again(entries: Path) -> None:
+    script = Script("hello")
+    say = scripted(script)
+    run(say)
+    shutil.rmtree(entries)
+    assert list((entries.parent / "_records").iterdir())
+    result, timing = run(say)
+    assert (result.text, timing.cached, script.calls) == ("hello", False, 2)
+    assert run(say)[1].cached
+
+
+def test_file_that_lost_its_end_runs_the_stage_again(entries: Path) -> None:
+    script = Script("hello")
+    say = scripted(script)
+    run(say)
+    (entries / say.key("word") / "word.txt").write_text("hell")
+    _, timing = run(say)
+    assert (timing.cached, script.calls) == (False, 2)
+    assert (entries / say.key("word") / "word.txt").read_text() == "hello"
+
+
+def test_files_without_record_are_a_hit(entries: Path) -> None:
+    script = Script("hello")
+    say = scripted(script)
+    first, _ = run(say)
+    shutil.rmtree(entries.parent / "_records")
+    result, timing = run(say)
+    assert (result, timing.cached, script.calls) == (first, True, 1)
+
+
+@pytest.mark.parametrize("record", [b"", b"{", b'{"metadata": {}, "result": null}', b"\x80\x04N."])
+def test_broken_record_is_no_fault(record: bytes, entries: Path) -> None:
+    script = Script("hello")
+    say = scripted(script)
+    first, _ = run(say)
+    for path in (entries.parent / "_records").iterdir():
+        path.write_bytes(record)
+    result, _ = run(say)
+    assert (result, script.calls) == (first, 1)
+
+
+def test_record_of_something_else_is_not_believed(entries: Path) -> None:
+    """The store is the truth: a record may be of an attempt whose files are gone."""
+    script = Script("hello", "goodbye")
+    say = scripted(script)
+    first, _ = run(say, "one")
+    run(say, "two")
+    records = entries.parent / "_records"
+    (records / say.key("one")).write_bytes((records / say.key("two")).read_bytes())
+    result, timing = run(say, "one")
+    assert (result, timing.cached, script.calls) == (first, True, 2)
+
+
+def test_fault_that_can_pass_is_tried_again() -> None:
+    script = Script(StorageUnavailable("no answer"), StorageUnavailable("no answer"), "hello")
+    result, timing = run(scripted(script, **retried(RETRIES, StorageUnavailable)))
+    assert (result.text, timing.cached, script.calls) == ("hello", False, 3)
+
+
+def test_retries_end() -> None:
+    script = Script(StorageUnavailable("no answer"))
+    with pytest.raises(StorageUnavailable, match="no answer"):
+        run(scripted(script, **retried(RETRIES, StorageUnavailable)))
+    assert script.calls == 1 + RETRIES
+
+
+@pytest.mark.parametrize(
+    ("error", "faults"),
+    [
+        (InputError("wrong"), ()),
+        (InputError("wrong"), (InputError,)),
+        (ValueError("a fault of ours"), (StorageUnavailable,)),
+    ],
+)
+def test_what_does_not_pass_is_not_tried_again(
+    error: Exception, faults: tuple[type[Exception], ...], entries: Path
+) -> None:
+    script = Script(error, "hello")
+    with pytest.raises(type(error), match=str(error)):
+        run(scripted(script, **retried(RETRIES, *faults)))
+    assert script.calls == 1
+    assert list(entries.iterdir()) == []
+
+
+def test_all_faults_are_tried_again_where_none_is_named() -> None:
+    script = Script(ValueError("now and then"), "hello")
+    run(scripted(script, **retried(1)))
+    assert script.calls == 2
+
+
+def test_failed_stage_is_not_cached() -> None:
+    script = Script(ValueError("once"), "hello")
+    say = scripted(script)
+    with pytest.raises(ValueError, match="once"):
+        run(say)
+    result, timing = run(say)
+    assert (result.text, timing.cached) == ("hello", False)
