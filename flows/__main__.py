@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from flows import weights
+
 if TYPE_CHECKING:
     from tasks.publish import Published
     from tasks.settings import EngineName, Parameters
@@ -32,6 +34,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+app.add_typer(weights.app, name="weights")
 
 
 @app.command()

@@ -1,0 +1,148 @@
+"""The declared list of weights: what a pin is, what names a bundle, where its files lie."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.errors import InputError, WeightsMissing
+from tasks.settings import settings
+from tasks.weights.local import environment, folder_of, require
+from tasks.weights.pins import Bundle, Source, WeightFile, bundle, bundle_digest, declared
+from tasks.weights.stages import Weights
+
+COMMIT, OTHER_COMMIT = "a" * 40, "b" * 40
+SHA, OTHER_SHA = "1" * 64, "2" * 64
+
+
+def source(*paths: str, **values: Any) -> Source:
+    files = tuple(WeightFile(path=path, bytes=10, sha256=SHA) for path in paths or ("model.safetensors",))
+    return Source(**{"repository": "org/name", "revision": COMMIT, "files": files} | values)
+
+
+@pytest.fixture(autouse=True)
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("CAPTURE2MESH_WEIGHTS", str(tmp_path / "weights"))
+    settings.cache_clear()
+    yield tmp_path / "weights"
+    settings.cache_clear()
+
+
+def test_the_declared_list_has_what_the_pipeline_loads() -> None:
+    sources = {source.repository: source for source in declared().sources}
+    pipeline = sources["Stable-X/trellis-vggt-v0-2"]
+    assert pipeline.revision == "647659a5ad5fbf67e22793e7b5e2cee4b30c5d13"
+    paths = [file.path for file in pipeline.files]
+    assert paths[0] == "pipeline.json"
+    models = sorted(path.removesuffix(".safetensors") for path in paths if path.endswith(".safetensors"))
+    assert len(models) == 7
+    assert sorted(path.removesuffix(".json") for path in paths[1:] if path.endswith(".json")) == models
+    assert [name for name, source in sources.items() if source.part == "masks"] == ["ZhengPeng7/BiRefNet"]
+    hub_code = sources["facebookresearch/dinov2"]
+    assert hub_code.path_in_bundle("hubconf.py") == "torch/hub/facebookresearch_dinov2_main/hubconf.py"
+    (checkpoint,) = sources["dl.fbaipublicfiles.com/dinov2"].files
+    assert (
+        sources["dl.fbaipublicfiles.com/dinov2"].path_in_bundle(checkpoint.path)
+        == "torch/hub/checkpoints/dinov2_vitl14_reg4_pretrain.pth"
+    )
+
+
+def test_the_declared_list_invents_nothing() -> None:
+    """Pinned is only what was hashed; whoever pins the rest (`weights pin`) corrects this list of names."""
+    assert [source.repository for source in declared().sources if source.pinned] == ["facebookresearch/dinov2"]
+    with pytest.raises(InputError, match=r"(?s)not pinned.*Stable-X/trellis-vggt-v0-2.*weights pin"):
+        bundle().entries()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../other", "a/../../b", "a//b", "./a"])
+def test_a_path_stays_inside(path: str) -> None:
+    with pytest.raises(ValueError, match="not a plain path"):
+        WeightFile(path=path)
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", COMMIT[:12], COMMIT.upper()])
+def test_only_a_commit_is_a_revision(revision: str) -> None:
+    with pytest.raises(ValueError, match="revision"):
+        source(revision=revision)
+
+
+@pytest.mark.parametrize("pickle", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt"])
+def test_a_pickle_beside_safetensors_is_refused(pickle: str) -> None:
+    with pytest.raises(ValueError, match=f"{pickle} is a pickle"):
+        source("model.safetensors", pickle)
+
+
+def test_a_pickle_without_a_safe_alternative_needs_its_digest() -> None:
+    assert source("model.pth", url="https://host/{path}", folder="torch", revision=None).pinned
+    unknown = source("model.pth").model_copy(update={"files": (WeightFile(path="model.pth"),)})
+    with pytest.raises(InputError, match="not pinned"):
+        Bundle(sources=(unknown,)).entries()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"revision": None}, {"files": (WeightFile(path="a", bytes=1),)}, {"files": (WeightFile(path="a", sha256=SHA),)}],
+)
+def test_not_pinned(values: dict[str, Any]) -> None:
+    assert source().pinned
+    assert not source(**values).pinned
+
+
+def test_the_digest_names_the_content() -> None:
+    digest = Bundle(sources=(source(),)).digest
+    assert Bundle(sources=(source(note="a note"),)).digest == digest
+    others = [
+        source(revision=OTHER_COMMIT),
+        source(repository="org/other"),
+        source("other.safetensors"),
+        source(files=(WeightFile(path="model.safetensors", bytes=10, sha256=OTHER_SHA),)),
+        source(revision=None),
+    ]
+    assert len({digest, *(Bundle(sources=(other,)).digest for other in others)}) == 1 + len(others)
+
+
+def test_masks_make_another_bundle() -> None:
+    assert bundle_digest() != bundle_digest(masks=True)
+    assert {source.repository for source in bundle(masks=True).sources} - {
+        source.repository for source in bundle().sources
+    } == {"ZhengPeng7/BiRefNet"}
+
+
+def test_a_list_that_is_none_says_where_it_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "weights.json"
+    with pytest.raises(InputError, match="CAPTURE2MESH_WEIGHTS_LIST"):
+        declared(path)
+    path.write_text(json.dumps({"sources": [{"repository": "org/name", "revision": "main", "files": [{"path": "a"}]}]}))
+    with pytest.raises(InputError, match=r"(?s)weights\.json: not a list of weights.*sources\.0\.revision"):
+        declared(path)
+
+
+def test_the_inference_process_looks_nowhere_else(tmp_path: Path) -> None:
+    names = environment(tmp_path)
+    assert names["HF_HUB_OFFLINE"] == names["TRANSFORMERS_OFFLINE"] == "1"
+    assert {Path(names[name]) for name in ("HF_HOME", "HF_HUB_CACHE", "TORCH_HOME")} == {
+        tmp_path / "hf",
+        tmp_path / "hf/hub",
+        tmp_path / "torch",
+    }
+    assert not Path(names["HF_MODULES_CACHE"]).is_relative_to(tmp_path)
+
+
+def test_missing_weights_say_what_to_do(weights: Path) -> None:
+    wanted = Bundle(sources=(source(),))
+    assert folder_of(wanted) == weights / wanted.digest
+    with pytest.raises(WeightsMissing, match=r"weights fetch"):
+        require(wanted)
+    assert not weights.exists()
+
+
+def test_weights_hold_revisions_and_no_paths() -> None:
+    plain = source("model.pth", repository="host/dir", url="https://host/{path}", folder="torch", revision=None)
+    weights = Weights.of(Bundle(sources=(source(), plain)))
+    assert weights.revisions == {"org/name": COMMIT, "host/dir": plain.pin}
+    assert len(plain.pin) == len(SHA)
+    assert Weights.model_validate_json(weights.model_dump_json()) == weights
