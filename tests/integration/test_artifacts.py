@@ -19,15 +19,8 @@ from PIL import Image
 from tests.integration.running import STAGES, TIMEOUT, CommandLine, Finished, kill_group, post, snapshot
 
 NAME = "shown"
-TAGS = {
-    "stage_capture": ["io"],
-    "validate_capture": ["cpu"],
-    "infer": ["inference"],
-    "export_glb": ["cpu"],
-    "convert_formats": ["cpu"],
-    "validate_mesh": ["cpu"],
-    "publish": ["io"],
-}
+# a concurrency limit may be set on it; the other stages need none
+TAGS = {name: [] for name in (*STAGES, "publish")} | {"infer": ["inference"]}
 PICTURE = re.compile(r"!\[[^\]]*\]\(data:image/jpeg;base64,([A-Za-z0-9+/=]+)\)")
 PICTURE_BYTES = 200_000
 LEAST_CONTRAST = 10
