@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -25,6 +21,7 @@ from tasks.storage import (
     FileEntry,
     Location,
     Manifest,
+    locked,
     precondition_failed,
     sha256_of,
     storage_errors,
@@ -185,7 +182,11 @@ def _write(folder: Location, files: dict[str, bytes]) -> None:
 def _move_latest(pointer: Location, latest: Latest) -> None:
     """Let latest.json name this result unless it names one of a newer upload."""
     if pointer.local:
-        with _locked(Path(pointer.path)):
+        path = Path(pointer.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.parent), storage_errors(str(path)):
+            for abandoned in path.parent.glob(f".{path.name}.*.tmp"):
+                abandoned.unlink()  # whoever was writing it does not hold the lock any more
             if _newer(latest, pointer.read_or_none()):
                 pointer.write(_json(latest))
         return
@@ -217,15 +218,3 @@ def _newer(latest: Latest, current: bytes | None) -> bool:
 
 def _json(latest: Latest) -> bytes:
     return latest.model_dump_json(indent=1).encode()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """An advisory lock on the file's folder: it ends with the process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -229,23 +231,35 @@ def working_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def take_place(folder: Path, final: Path, adopted: Callable[[], T | None]) -> T | None:
-    """Rename `folder` to `final`. Where that is taken, give what is there if it is whole, else move it aside."""
+    """Rename `folder` to `final`. Where that is taken, give what is there if it is whole, else replace it."""
     for _ in range(_RENAME_TRIES):
         try:
             os.rename(folder, final)
             return None
-        except OSError:
-            if not final.exists():
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        if (found := adopted()) is not None:
-            return found
-        aside = final.with_name(f".{final.name}.broken-{uuid.uuid4().hex[:8]}")
-        try:
+        with locked(final.parent):
+            if not final.exists():
+                continue
+            if (found := adopted()) is not None:
+                return found
+            # only who holds the lock removes, so what is there is broken
+            aside = final.with_name(f".{final.name}.broken-{uuid.uuid4().hex[:8]}")
             os.rename(final, aside)
-        except FileNotFoundError:
-            continue
         shutil.rmtree(aside, ignore_errors=True)
     raise StorageError(f"{final}: another process keeps putting a broken folder there; stop it and run again")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """An advisory lock on a folder of this machine: it ends with the process, however that ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _remove_abandoned(parent: Path, name: str) -> None:

@@ -185,3 +185,14 @@ def test_key_is_made_of_stage_version_and_content() -> None:
     ]
     assert len({key, *others}) == 1 + len(others)
     assert len(key) == 64
+
+
+def test_a_race_for_the_place_of_a_broken_entry_has_one_winner(store: Store, entry: Path) -> None:
+    for _ in range(10):
+        put(store)
+        (entry / "deep" / "text.txt").unlink()
+        with ThreadPoolExecutor(THREADS) as pool:
+            results = list(pool.map(lambda value: put(store, value), range(THREADS)))
+        assert len({result.value for result in results}) == 1
+        assert [path.name for path in entry.parent.iterdir()] == [KEY]
+        (entry / "manifest.json").unlink()
