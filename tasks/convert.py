@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,18 @@ def write_ply(mesh: trimesh.Trimesh, folder: Path) -> None:
 WRITERS: dict[MeshFormat, Callable[[trimesh.Trimesh, Path], None]] = {"obj": write_obj, "ply": write_ply}
 
 
+def convert_mesh(mesh: trimesh.Trimesh, formats: Iterable[MeshFormat], folder: Path) -> tuple[FormatFailure, ...]:
+    """Write a textured mesh in every format asked for; tells which could not be written, of which no file is left."""
+    failures = []
+    for name in sorted(set(formats)):
+        try:
+            _convert(mesh, name, folder)
+        except ExportFailed as error:
+            logger.warning("format %s is left out: %s", name, error)
+            failures.append(FormatFailure(format=name, reason=str(error)))
+    return tuple(failures)
+
+
 def _convert_key(mesh: Mesh, formats: tuple[MeshFormat, ...]) -> Any:
     return [mesh.outputs, sorted(set(formats))]
 
@@ -74,15 +86,8 @@ def _convert_key(mesh: Mesh, formats: tuple[MeshFormat, ...]) -> Any:
 @stage(key=_convert_key, version="1", **retried(CONVERT_RETRIES))
 def convert_formats(folder: Path, mesh: Mesh, formats: tuple[MeshFormat, ...]) -> Formats:
     """Write every format asked for; what fails is left out and said."""
-    loaded = load_glb(mesh.glb())
-    failures = []
-    for name in sorted(set(formats)):
-        try:
-            _convert(loaded, name, folder)
-        except ExportFailed as error:
-            logger.warning("format %s is left out: %s", name, error)
-            failures.append(FormatFailure(format=name, reason=str(error)))
-    return Formats(failures=tuple(failures), reusable=not failures)
+    failures = convert_mesh(load_glb(mesh.glb()), formats, folder)
+    return Formats(failures=failures, reusable=not failures)
 
 
 def _convert(mesh: trimesh.Trimesh, name: MeshFormat, folder: Path) -> None:

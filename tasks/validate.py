@@ -56,7 +56,7 @@ def measure(glb: bytes, mesh: Mesh) -> tuple[trimesh.Trimesh, MeshSummary]:
         degenerate_faces=int((~welded.nondegenerate_faces()).sum()),
         texture_px=mesh.texture_px,
         texture_coverage=mesh.texture_coverage,
-        extent_m=tuple(np.abs(CAPTURE_TO_GLTF.T @ loaded.extents).round(6).tolist()),
+        extent_m=tuple(np.nan_to_num(np.abs(CAPTURE_TO_GLTF.T @ loaded.extents)).round(6).tolist()),
         metric=mesh.metric,
     )
 

@@ -48,7 +48,7 @@ def fused(views: list[View] | tuple[View, ...], parameters: FusionParameters = P
 
 
 def radii(mesh: trimesh.Trimesh) -> NDArray[np.float64]:
-    return np.linalg.norm(mesh.vertices - OBJECT_CENTRE, axis=1)
+    return np.asarray(np.linalg.norm(mesh.vertices - OBJECT_CENTRE, axis=1))
 
 
 def with_depth(view: View, depth: NDArray[np.floating]) -> View:

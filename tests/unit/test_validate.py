@@ -1,0 +1,105 @@
+"""What a mesh is measured at, and which checks make it a warning or a failure."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import trimesh
+from trimesh.visual.color import ColorVisuals
+
+from tasks.capture.views import load_views
+from tasks.convert import load_glb
+from tasks.export import CAPTURE_TO_GLTF, Mesh, glb_of
+from tasks.report import Check, status_of
+from tasks.settings import Limits
+from tasks.texture import unwrap
+from tasks.validate import captured_points, checks_of, measure
+from tests.tiny import RADIUS, tiny_capture
+
+NO_POINTS = np.empty((0, 3), np.float32)
+LIMITS = Limits(min_vertices=100)
+
+
+def glb(mesh: trimesh.Trimesh) -> bytes:
+    return glb_of(unwrap(mesh.vertices, mesh.faces, 64), np.full((64, 64, 3), 128, np.uint8))
+
+
+def checked(
+    data: bytes, coverage: float = 1.0, points: np.ndarray = NO_POINTS, limits: Limits = LIMITS
+) -> dict[str, Check]:
+    asset = Mesh(exporter="native", texture_px=64, texture_coverage=coverage, metric=True)
+    loaded, summary = measure(data, asset)
+    return {check.name: check for check in checks_of(loaded, summary, points, limits)}
+
+
+def failed(checks: dict[str, Check]) -> set[str]:
+    return {name for name, check in checks.items() if not check.passed}
+
+
+def ball(radius: float = 0.1) -> trimesh.Trimesh:
+    return trimesh.creation.icosphere(subdivisions=3, radius=radius)
+
+
+def test_a_good_mesh_passes_and_is_measured_in_the_capture_frame() -> None:
+    mesh = ball()
+    mesh.apply_scale([1, 2, 3])
+    asset = Mesh(exporter="native", texture_px=64, texture_coverage=1.0, metric=True)
+    loaded, summary = measure(glb(mesh), asset)
+    assert summary.extent_m == pytest.approx((0.2, 0.4, 0.6), abs=0.01)
+    assert (summary.watertight, summary.components, summary.degenerate_faces) == (True, 1, 0)
+    assert summary.faces == len(mesh.faces)
+    checks = checks_of(loaded, summary, NO_POINTS, LIMITS)
+    assert status_of(checks) == "normal"
+    assert "captured_share" not in {check.name for check in checks}
+
+
+def test_a_box_is_a_placeholder() -> None:
+    checks = checked(glb(trimesh.creation.box()), limits=Limits(min_vertices=1))
+    assert failed(checks) == {"not_a_placeholder"}
+    assert status_of(tuple(checks.values())) == "failure"
+
+
+def test_few_vertices_are_a_failure() -> None:
+    checks = checked(glb(ball()), limits=Limits(min_vertices=10_000))
+    assert failed(checks) == {"vertices"}
+    assert status_of(tuple(checks.values())) == "failure"
+
+
+def test_no_appearance_is_a_failure() -> None:
+    plain = ball()
+    plain.visual = ColorVisuals(plain)
+    data = trimesh.Scene(plain).export(file_type="glb")
+    assert "appearance" in failed(checked(data))
+
+
+def test_vertices_that_are_no_numbers_are_a_failure() -> None:
+    broken = ball()
+    data = bytearray(glb(broken))
+    position = data.find(load_glb(bytes(data)).vertices[7].astype("<f4").tobytes())
+    assert position > 0
+    data[position : position + 4] = np.float32("nan").tobytes()
+    checks = checked(bytes(data))
+    assert {"finite", "extent"} <= failed(checks)
+    assert status_of(tuple(checks.values())) == "failure"
+
+
+def test_an_open_mesh_in_two_pieces_seen_in_part_is_a_warning() -> None:
+    two = trimesh.util.concatenate([ball(), ball(0.05).apply_translation([0.5, 0, 0])])
+    two.update_faces(np.arange(len(two.faces)) > 3)
+    checks = checked(glb(two), coverage=0.5)
+    assert failed(checks) == {"watertight", "components", "texture_coverage"}
+    assert status_of(tuple(checks.values())) == "warning"
+
+
+def test_a_mesh_far_from_the_captured_points_is_a_failure() -> None:
+    mesh = ball()
+    surface = (mesh.vertices @ CAPTURE_TO_GLTF.T).astype(np.float32)
+    assert failed(checked(glb(mesh), points=surface)) == set()
+    assert failed(checked(glb(mesh), points=surface + np.float32(0.1))) == {"captured_share"}
+
+
+def test_captured_points_lie_on_the_captured_ball() -> None:
+    content = tiny_capture()
+    points = captured_points(load_views(content, content.__getitem__))
+    assert len(points) > 500
+    assert np.abs(np.linalg.norm(points, axis=1) - RADIUS).max() < 0.05 * RADIUS
