@@ -26,7 +26,7 @@ from tasks.store import StoredResult
 # azimuth and elevation in degrees: all around, then from above and from below
 PREVIEWS = ((30, 20), (120, 20), (210, 20), (300, 20), (30, 70), (30, -50))
 PREVIEW_SHEET = "previews.jpg"
-PREVIEW_PX = 512
+PREVIEW_PX = 400
 SHEET_PX = 300
 SHEET_JPEG_QUALITY = 85
 # a box has no more than these

@@ -27,7 +27,7 @@ FUSION_VERSION = "1"
 MIN_VIEWS = 3  # fewer leave most of the object to guesswork
 
 THREADS = 2
-VOXEL_FOOTPRINTS = 2.0  # voxel size in pixel footprints at the object
+VOXEL_FOOTPRINTS = 2.5  # voxel size in pixel footprints at the object
 MIN_VOXELS = 128  # along the longest side, however coarse the pixels: curved surfaces need them
 CELL = 4  # voxels along a side of a cell, the unit in which space is near the surface or not
 # Points worked on at once: fits the caches, and is too few for OpenBLAS to start threads of its own in each of ours

@@ -16,6 +16,8 @@ VOXELS = 250  # along the object's longest side: 1.2 mm of 300 mm, where its err
 TRUNCATION = 4.0  # voxels; its default of 8 is less exact here
 WEIGHT = 0.5  # a voxel that one view saw counts; its default of 3 leaves most of the error in holes
 BLOCKS = 50_000
+# Its texturing, unlike its fusion, has pixel centres at integers: without this it loses 3.5 dB on the sample
+INTEGER_CENTRES = np.array([[0, 0, -0.5], [0, 0, -0.5], [0, 0, 0]])
 DEPTH_MAX = 100.0
 
 
@@ -55,7 +57,7 @@ def main(source: str, target: str) -> None:
     mesh.compute_uvatlas(size=size)
     lap("unwrap")
     images = [o3d.t.geometry.Image(o3d.core.Tensor(image)) for image in data["image"]]
-    intrinsics = [o3d.core.Tensor(matrix) for matrix in data["intrinsic"]]
+    intrinsics = [o3d.core.Tensor(matrix + INTEGER_CENTRES) for matrix in data["intrinsic"]]
     extrinsics = [o3d.core.Tensor(matrix) for matrix in data["extrinsic"]]
     texture = mesh.project_images_to_albedo(images, intrinsics, extrinsics, size)
     lap("bake")

@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.benchmarks.routes import SAMPLE, Figures, figures, load, our_route, split
@@ -35,7 +37,7 @@ def report(shape: str, condition: str, got: Figures, steps: dict[str, float]) ->
         f"{got.f_score:.4f}",
         str(got.watertight),
         got.components,
-        f"{got.psnr_covered:.1f}",
+        "" if np.isnan(got.psnr_covered) else f"{got.psnr_covered:.1f}",
     )
     spent = "  ".join(f"{step} {seconds:.1f}" for step, seconds in steps.items())
     print(LINE.format(shape, condition, *numbers, f"{got.seconds:.1f}", spent), flush=True)
