@@ -45,7 +45,6 @@ def fetch_weights(masks: bool = False) -> Weights:
 @task(
     name="fetch_weights",
     task_run_name="fetch_weights",
-    tags=["io"],
     **UNCACHED,
     **retried(FETCH_RETRIES, StorageUnavailable),
 )
