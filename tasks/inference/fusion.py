@@ -20,10 +20,11 @@ from tasks.capture.cameras import Camera
 from tasks.capture.views import View
 from tasks.errors import InferenceFailed
 from tasks.inference.depth import DepthMap, Planes, cut_out, noise_level, tangent_planes, window_for
+from tasks.inference.unseen import continued
 from tasks.settings import FusionParameters
-from tasks.surface import connected_pieces
+from tasks.surface import without_crumbs
 
-FUSION_VERSION = "1"
+FUSION_VERSION = "2"
 MIN_VIEWS = 3  # fewer leave most of the object to guesswork
 
 THREADS = 2
@@ -90,7 +91,8 @@ def fuse(
     """Posed RGB-D views -> a closed surface: vertices (n, 3) metres in the capture's frame, faces (m, 3).
 
     Every view needs a camera and metric depth. What a view sees as background or in front of a surface is free; what
-    no view ever saw is inside, which closes the surface. Runs give identical bytes. `progress` is told 0..1.
+    no view ever saw is inside, except where it hides the smooth continuation of a hollow's walls. Runs give identical
+    bytes. `progress` is told 0..1.
     Raises InferenceFailed where nothing is left to make a surface of.
     """
     with ThreadPoolExecutor(THREADS) as pool:
@@ -110,7 +112,10 @@ def fuse(
     progress(0.8)
     vertices, faces = _surface(volume, grid)
     progress(0.95)
-    vertices, faces = without_crumbs(vertices, faces, parameters.crumb_fraction)
+    try:
+        vertices, faces = without_crumbs(vertices, faces, parameters.crumb_fraction)
+    except ValueError as error:
+        raise InferenceFailed("fusion: the views leave no solid; check that depth, masks and cameras agree") from error
     progress(1.0)
     return (vertices + centre).astype(np.float32), faces
 
@@ -138,27 +143,6 @@ def signed_distance(
         free[open_cells] = np.maximum(free[open_cells], outside.reshape(-1, points.shape[1]))
     measured = np.divide(total, weights, out=np.full_like(total, -truncation), where=weights > 0)
     return np.maximum(measured, np.minimum(free, truncation))
-
-
-def without_crumbs(
-    vertices: NDArray[np.floating], faces: NDArray[np.int32], crumb_fraction: float
-) -> tuple[NDArray[np.floating], NDArray[np.int32]]:
-    """Drops pieces with less than `crumb_fraction` of the largest piece's area, and cavities that no view can see.
-
-    Raises InferenceFailed if there is no piece at all.
-    """
-    if not len(faces):
-        raise InferenceFailed("fusion: the views leave no surface; check that depth, masks and cameras agree")
-    piece = connected_pieces(faces, len(vertices))
-    a, b, c = (vertices[faces[:, corner]].astype(np.float64) for corner in range(3))
-    normals = np.cross(b - a, c - a)
-    area = np.bincount(piece, np.linalg.norm(normals, axis=1))
-    volume = np.bincount(piece, (a * normals).sum(axis=1))
-    keep = ((area >= crumb_fraction * area[volume > 0].max(initial=0)) & (volume > 0))[piece]
-    used, renumbered = np.unique(faces[keep], return_inverse=True)
-    if not len(used):
-        raise InferenceFailed("fusion: the views leave no solid piece; check that depth, masks and cameras agree")
-    return vertices[used], renumbered.reshape(-1, 3).astype(np.int32)
 
 
 def _rough_centre(maps: Sequence[DepthMap]) -> NDArray[np.float64]:
@@ -310,4 +294,5 @@ def _surface(volume: NDArray[np.float32], grid: Grid) -> tuple[NDArray[np.float3
     if not (padded < 0).any():
         raise InferenceFailed("fusion: the views see nothing but free space; check that depth and masks agree")
     vertices, faces, _, _ = marching_cubes(padded, 0.0, gradient_direction="descent")
-    return ((vertices - 1) * grid.voxel + grid.origin).astype(np.float32), faces.astype(np.int32)
+    vertices = continued(vertices - 1, faces, volume, grid.voxel)
+    return (vertices * grid.voxel + grid.origin).astype(np.float32), faces.astype(np.int32)

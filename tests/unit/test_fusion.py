@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
+import point_cloud_utils as pcu
 import pytest
 import trimesh
 from numpy.typing import NDArray
@@ -13,10 +14,12 @@ from numpy.typing import NDArray
 from tasks.capture.cameras import Camera
 from tasks.capture.views import View
 from tasks.errors import InferenceFailed
+from tasks.inference import fusion
 from tasks.inference.depth import cut_out, noise_level, tangent_planes, without_outliers
-from tasks.inference.fusion import fuse, without_crumbs
+from tasks.inference.fusion import fuse
 from tasks.render import RayScene, render
 from tasks.settings import FusionParameters
+from tasks.surface import without_crumbs
 from tests.synthetic import OBJECT_CENTRE, chamfer, fibonacci_sphere, look_at, shape_mesh
 
 SIZE = 96
@@ -153,6 +156,24 @@ def test_depth_maps_of_another_size_than_the_views() -> None:
     ]
     views = [replace(view, camera=view.camera and view.camera.resized(2 * SIZE, 2 * SIZE)) for view in views]
     assert np.abs(radii(fused(views)) - RADIUS).mean() < 0.0002
+
+
+def test_a_hollow_goes_on_smoothly_where_no_view_saw_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight views miss a part of a bowl's hollow: it continues what is around, within the space that none saw."""
+    truth = shape_mesh("concave")
+    views = captured(truth, 8)
+    mesh = fused(views)
+    assert mesh.is_watertight and mesh.body_count == 1
+    assert chamfer(mesh, truth, 5000) < 0.0012 * np.linalg.norm(truth.extents)  # 0.0043 with the shadow left solid
+
+    monkeypatch.setattr(fusion, "continued", lambda vertices, *_: vertices)
+    solid = fused(views)
+    outside, _, _ = pcu.signed_distance_to_mesh(
+        np.asarray(mesh.vertices), np.asarray(solid.vertices), solid.faces.astype(np.int64)
+    )
+    voxel = solid.extents.max() / PARAMETERS.max_voxels
+    assert outside.max() < 0.25 * voxel and outside.min() < -5 * voxel
+    assert (np.asarray(mesh.faces) == solid.faces).all()
 
 
 def test_crumbs_and_unseen_cavities_go_and_large_pieces_stay() -> None:
