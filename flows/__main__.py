@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tasks.settings import EngineName, Parameters
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
+PLAIN_WIDTH = 140
 
 # Prefect's own console log would tell everything twice; a server that is configured gets the log all the same
 PREFECT_DEFAULTS = {
@@ -92,6 +93,26 @@ def rig(
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_BAD_INPUT) from None
     print(written)
+
+
+@app.command()
+def doctor(
+    engine: Annotated[
+        Literal["auto", "fusion", "trellis"], typer.Option(help="Exit 0 where this engine can run.")
+    ] = "auto",
+) -> None:
+    """Show what this machine can run, and what is missing for the rest."""
+    from rich.console import Console
+
+    from tasks.doctor import can_run, checks, table, weights_here
+    from tasks.inference.trellis import runtime_with
+    from tasks.store import store
+
+    found = checks(runtime_with({}), weights_here, store().root)
+    Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table(found))
+    runs = can_run(engine, found)
+    print(f"engine {engine}: {'can run' if runs else 'cannot run'} on this machine")
+    raise typer.Exit(EXIT_DONE if runs else EXIT_FAILED)
 
 
 def _reconstruct(capture: str, output: str, engine: EngineName, parameters: Parameters) -> Published:

@@ -1,4 +1,4 @@
-"""The inference of one capture as a flow of its own: what a machine without a GPU hands to the `cuda` pool."""
+"""The inference of one capture: in this process, or as a flow of its own on the machine with the GPU."""
 
 from __future__ import annotations
 
@@ -12,26 +12,48 @@ from prefect.exceptions import ObjectNotFound
 
 from tasks.capture.stages import Capture
 from tasks.errors import EngineUnavailable, InferenceFailed, InputError, StorageError
-from tasks.inference.infer import ENGINES, EngineChoice, Reconstruction, infer, resolve_engine
-from tasks.settings import EngineName, InferParameters, settings
+from tasks.export import export_glb, exporter_of
+from tasks.inference.infer import ENGINES, EngineChoice, Reconstruction, infer, require_engine, resolve_engine
+from tasks.settings import EngineName, ExportParameters, InferParameters, settings
 from tasks.stage import timed
 from tasks.store import store
+from tasks.weights.pins import Weights
+from tasks.weights.stages import fetch_weights
 
 POLL_SECONDS = 1
 
 
 @flow(name="infer", flow_run_name="{capture.id}")
 def infer_capture(
-    capture: Capture, engine: EngineName = "auto", parameters: InferParameters = InferParameters()
+    capture: Capture,
+    engine: EngineName = "auto",
+    parameters: InferParameters = InferParameters(),
+    export: ExportParameters = ExportParameters(),
+    weights: Weights | None = None,
 ) -> None:
-    """Run the inference of a staged capture; the result lies in the store.
+    """Run the inference of a staged capture, and the export where that needs the GPU; the results lie in the store.
 
     Args:
         capture: The staged capture, as reconstruct hands it over
         engine: The engine to run; this deployment's default is what auto means to those who hand over
         parameters: Parameters of the inference
+        export: Parameters of the export
+        weights: The weights that the capture's inference loads, as reconstruct hands them over
     """
-    infer(capture, resolve_engine(engine), parameters)
+    reconstruction = infer_here(capture, resolve_engine(engine), parameters, weights)
+    if exporter_of(reconstruction.engine, export) == "to_glb":
+        export_glb(reconstruction, capture, export)
+
+
+def infer_here(
+    capture: Capture, engine: EngineChoice, parameters: InferParameters, weights: Weights | None
+) -> Reconstruction:
+    """Run the inference in this process; the weights are fetched first, where there is something to infer."""
+    if infer.stored(capture, engine, parameters, weights) is None:
+        require_engine(engine)
+        if weights is not None:
+            fetch_weights(weights)
+    return infer(capture, engine, parameters, weights)
 
 
 def deployed_engine(deployment: str, asked: EngineName) -> EngineChoice:
@@ -50,8 +72,18 @@ def deployed_engine(deployment: str, asked: EngineName) -> EngineChoice:
     return EngineChoice(name=name, version=ENGINES[name].version, reason=reason)
 
 
-def hand_over(deployment: str, capture: Capture, engine: EngineChoice, parameters: InferParameters) -> Reconstruction:
-    """Run the inference through a deployment, on whichever machine serves its pool, and wait for the result."""
+def infer_there(
+    deployment: str,
+    capture: Capture,
+    engine: EngineChoice,
+    parameters: InferParameters,
+    weights: Weights | None,
+    export: ExportParameters,
+) -> Reconstruction:
+    """Run the inference, and the export where that needs the GPU, through a deployment, unless the store has them."""
+    found = infer.stored(capture, engine, parameters, weights)
+    if found is not None and (exporter_of(engine, export) != "to_glb" or export_glb.stored(found, capture, export)):
+        return infer(capture, engine, parameters, weights)
     if store().root.local and not settings().store_shared:
         raise InputError(
             f"store {store().root.url}: a folder of this machine; set CAPTURE2MESH_STORE to one that the machines of"
@@ -59,11 +91,12 @@ def hand_over(deployment: str, capture: Capture, engine: EngineChoice, parameter
         )
     with timed("infer"):
         asked = {"capture": capture, "engine": engine.name, "parameters": parameters}
+        asked |= {"weights": weights, "export": export}
         run = cast(FlowRun, run_deployment(deployment, parameters=asked, poll_interval=POLL_SECONDS))
         if run.state is None or not run.state.is_completed():
             reason = run.state.message if run.state else "no state"
             raise InferenceFailed(f"{deployment}: run {run.name} ended {run.state_name}: {reason}")
-        result = infer.stored(capture, engine, parameters)
+        result = infer.made(capture, engine, parameters, weights)
     if result is None:
         raise StorageError(
             f"{deployment}: its result is not in {store().root.url}; set the same CAPTURE2MESH_STORE there"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from prefect import flow, runtime
 
-from flows.infer import deployed_engine, hand_over
+from flows.infer import deployed_engine, infer_here, infer_there
 from tasks.capture.stages import list_capture, stage_capture, upload_key, validate_capture
 from tasks.convert import convert_formats
 from tasks.errors import MeshRejected
 from tasks.export import export_glb
-from tasks.inference.infer import ENGINES, infer, resolve_engine
+from tasks.inference.infer import ENGINES, resolve_engine, weights_for
 from tasks.publish import Published, Results, publish, run_key
 from tasks.report import public_url, show_capture, show_report
 from tasks.settings import EngineName, Parameters, settings
@@ -44,12 +44,13 @@ def reconstruct(
         with staged.in_scratch():
             examined = validate_capture(staged, ENGINES[choice.name].needs)
             show_capture(staged.id, examined)
-            if deployment and infer.stored(staged, choice, parameters.infer) is None:
-                reconstruction = hand_over(deployment, staged, choice, parameters.infer)
+            weights = weights_for(choice, examined)
+            if deployment:
+                reconstruction = infer_there(deployment, staged, choice, parameters.infer, weights, parameters.export)
             else:
-                reconstruction = infer(staged, choice, parameters.infer)
+                reconstruction = infer_here(staged, choice, parameters.infer, weights)
             mesh = export_glb(reconstruction, staged, parameters.export)
-            formats = convert_formats(mesh, parameters.formats)
+            formats = convert_formats(mesh, reconstruction, parameters.formats)
             checked = validate_mesh(mesh, staged, parameters.limits)
         results = Results(
             capture=staged,
@@ -60,7 +61,7 @@ def reconstruct(
             formats=formats,
             mesh_report=checked,
         )
-        key, upload = run_key(staged, choice, parameters), upload_key(listing, choice.name, parameters)
+        key, upload = run_key(reconstruction, staged, parameters), upload_key(listing, choice.name, parameters)
         report = results.report(parameters, tuple(timings.stages))
         with timed("publish"):
             folder = publish(results, report, output, key, upload)

@@ -1,13 +1,15 @@
-"""convert_formats: the GLB as OBJ and PLY, in the same frame."""
+"""convert_formats: the GLB as OBJ and PLY and, on request, the engine's gaussians, in the same frame."""
 
 from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import trimesh
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
@@ -15,8 +17,10 @@ from trimesh.exchange.obj import export_obj
 from trimesh.visual.material import SimpleMaterial
 from trimesh.visual.texture import TextureVisuals
 
-from tasks.errors import ExportFailed
-from tasks.export import Mesh
+from tasks.errors import ExportFailed, InputError
+from tasks.export import CAPTURE_TO_GLTF, Mesh
+from tasks.inference.infer import Reconstruction
+from tasks.inference.trellis import splat_ply
 from tasks.settings import MeshFormat
 from tasks.stage import retried, stage
 from tasks.store import StoredResult
@@ -24,6 +28,7 @@ from tasks.store import StoredResult
 logger = logging.getLogger(__name__)
 
 CONVERT_RETRIES = 1
+SPLAT = "splat.ply"
 
 
 class FormatFailure(BaseModel):
@@ -64,37 +69,54 @@ def write_ply(mesh: trimesh.Trimesh, folder: Path) -> None:
     (folder / "mesh.ply").write_bytes(coloured.export(file_type="ply"))
 
 
-WRITERS: dict[MeshFormat, Callable[[trimesh.Trimesh, Path], None]] = {"obj": write_obj, "ply": write_ply}
+def write_splat(reconstruction: Reconstruction, folder: Path) -> None:
+    """splat.ply: the engine's 3D gaussians, for splat viewers."""
+    if reconstruction.engine.name != "trellis":
+        raise InputError(f"engine {reconstruction.engine.name} makes no gaussians")
+    output = reconstruction.trellis_output()
+    to_file = np.eye(4)
+    to_file[:3, :3] = CAPTURE_TO_GLTF
+    if output.to_capture is not None:
+        to_file = to_file @ output.to_capture
+    (folder / SPLAT).write_bytes(splat_ply(output, to_file))
 
 
-def convert_mesh(mesh: trimesh.Trimesh, formats: Iterable[MeshFormat], folder: Path) -> tuple[FormatFailure, ...]:
-    """Write a textured mesh in every format asked for; tells which could not be written, of which no file is left."""
+def convert(writers: Mapping[MeshFormat, Callable[[Path], None]], folder: Path) -> tuple[FormatFailure, ...]:
+    """Write every format; tells which could not be written, of which no file is left."""
     failures = []
-    for name in sorted(set(formats)):
+    for name, write in sorted(writers.items()):
         try:
-            _convert(mesh, name, folder)
+            _convert(write, folder)
         except ExportFailed as error:
             logger.warning("format %s is left out: %s", name, error)
             failures.append(FormatFailure(format=name, reason=str(error)))
     return tuple(failures)
 
 
-def _convert_key(mesh: Mesh, formats: tuple[MeshFormat, ...]) -> Any:
-    return [mesh.outputs, sorted(set(formats))]
+def _convert_key(mesh: Mesh, reconstruction: Reconstruction, formats: tuple[MeshFormat, ...]) -> Any:
+    return [mesh.outputs, sorted(set(formats)), reconstruction.outputs if "splat" in formats else None]
 
 
 @stage(key=_convert_key, version="1", **retried(CONVERT_RETRIES))
-def convert_formats(folder: Path, mesh: Mesh, formats: tuple[MeshFormat, ...]) -> Formats:
+def convert_formats(
+    folder: Path, mesh: Mesh, reconstruction: Reconstruction, formats: tuple[MeshFormat, ...]
+) -> Formats:
     """Write every format asked for; what fails is left out and said."""
-    failures = convert_mesh(load_glb(mesh.glb()), formats, folder)
+    loaded = load_glb(mesh.glb())
+    writers: dict[MeshFormat, Callable[[Path], None]] = {
+        "obj": partial(write_obj, loaded),
+        "ply": partial(write_ply, loaded),
+        "splat": partial(write_splat, reconstruction),
+    }
+    failures = convert({name: writers[name] for name in formats}, folder)
     return Formats(failures=failures, reusable=not failures)
 
 
-def _convert(mesh: trimesh.Trimesh, name: MeshFormat, folder: Path) -> None:
+def _convert(write: Callable[[Path], None], folder: Path) -> None:
     """Raises ExportFailed, leaving no file of the format, whatever the writer met."""
     before = set(folder.iterdir())
     try:
-        WRITERS[name](mesh, folder)
+        write(folder)
     except Exception as error:
         for path in set(folder.iterdir()) - before:
             path.unlink()

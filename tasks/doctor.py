@@ -15,12 +15,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from tasks.errors import Capture2MeshError
-from tasks.inference.trellis import Runtime, TrellisProcess
+from tasks.inference.trellis import NVIDIA_SMI_SECONDS, Runtime, TrellisProcess
 from tasks.settings import EngineName
 from tasks.storage import Location
+from tasks.weights.local import find, require
+from tasks.weights.pins import bundle
 
 MIN_PYTHON = (3, 11)
-NVIDIA_SMI_SECONDS = 20
 MIB_PER_GIB = 1024
 
 Purpose = Literal["every run", "trellis", "to_glb", "speed"]
@@ -48,6 +49,15 @@ def checks(runtime: Runtime, weights: Callable[[], str], store: Location) -> lis
         *_model_process(runtime),
         _weights(weights),
     ]
+
+
+def weights_here() -> str:
+    """The bundle that is on this machine; raises an InputError that says what to do where none is whole."""
+    wanted = bundle()
+    if find(wanted) is None:
+        wanted.refuse_unpinned()
+    masks = " with masks" if find(bundle(masks=True)) is not None else ""
+    return f"bundle {wanted.digest[:12]}{masks} in {require(wanted).parent}"
 
 
 def can_run(engine: EngineName, found: Sequence[Check], exporter: str = "auto") -> bool:

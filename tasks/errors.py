@@ -65,6 +65,33 @@ class InferenceFailed(Capture2MeshError):
     """The engine ran and gave no usable geometry."""
 
 
+class EmptyResult(InferenceFailed):
+    """The model ran and gave nothing usable; it would again."""
+
+
+class InferenceInterrupted(Capture2MeshError):
+    """The inference could not end for a reason that passes: worth another try."""
+
+
+class OutOfMemory(InferenceInterrupted):
+    """The GPU has too little free memory. needed_gib, free_gib: None where nothing says it."""
+
+    def __init__(self, message: str, needed_gib: float | None = None, free_gib: float | None = None) -> None:
+        super().__init__(message, needed_gib, free_gib)
+        self.needed_gib, self.free_gib = needed_gib, free_gib
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class DeviceLost(InferenceInterrupted):
+    """The GPU or the model's process is gone; the next inference starts a new one."""
+
+
+class InferenceTimeout(InferenceInterrupted):
+    """The model's process took longer than it may and was ended."""
+
+
 class ExportFailed(Capture2MeshError):
     """The geometry could not be turned into a textured mesh."""
 

@@ -14,6 +14,7 @@ from tasks.convert import Formats
 from tasks.errors import StorageError, StorageUnavailable
 from tasks.export import Mesh
 from tasks.inference.infer import EngineChoice, Reconstruction
+from tasks.registration import MIN_INLIERS
 from tasks.report import CaptureSummary, Check, EngineSummary, Report, status_of
 from tasks.settings import PIPELINE_VERSION, Parameters
 from tasks.stage import UNCACHED, StageTiming, retried
@@ -81,7 +82,9 @@ class Results(BaseModel):
                 has_cameras=self.capture_report.has_cameras,
             ),
             engine=EngineSummary(**self.engine.model_dump(), parameters=parameters.model_dump(mode="json")),
+            weights=self.reconstruction.weights,
             mesh=self.mesh_report.mesh,
+            registration=self.reconstruction.registration,
             status=status_of(checks),
             checks=checks,
             stages=stages,
@@ -105,8 +108,15 @@ class Results(BaseModel):
 
     def _checks(self) -> list[Check]:
         warnings = len(self.capture_report.warnings)
+        used, asked = len(self.reconstruction.views), self.reconstruction.views_asked
         return [
             Check(name="capture_warnings", passed=not warnings, value=warnings, limit=0),
+            Check(name="views_used", passed=used >= asked, value=used, limit=asked),
+            *(
+                [Check(name="registered", passed=found.accepted, value=round(found.inlier_share, 4), limit=MIN_INLIERS)]
+                if (found := self.reconstruction.registration) is not None
+                else []
+            ),
             *(
                 Check(name=f"format_{failure.format}", passed=False, value=failure.reason, limit="converted")
                 for failure in self.formats.failures
@@ -114,9 +124,15 @@ class Results(BaseModel):
         ]
 
 
-def run_key(capture: Capture, engine: EngineChoice, parameters: Parameters) -> str:
-    """Short digest of all that determines the asset: the same work publishes to the same place."""
-    content = [capture.digest, engine.name, engine.version, parameters]
+def run_key(reconstruction: Reconstruction, capture: Capture, parameters: Parameters) -> str:
+    """Short digest of all that determines the asset: the same work publishes to the same place.
+
+    A result of fewer views than asked for, for want of memory, is not the same work.
+    """
+    engine, weights = reconstruction.engine, reconstruction.weights
+    content = [capture.digest, engine.name, engine.version, parameters, weights.bundle if weights else None]
+    if len(reconstruction.views) < reconstruction.views_asked:
+        content.append(reconstruction.views)
     return cache_key("run", PIPELINE_VERSION, content)[:RUN_KEY_LENGTH]
 
 

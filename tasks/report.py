@@ -27,6 +27,7 @@ from tasks.settings import settings
 from tasks.stage import StageTiming, report_progress
 from tasks.storage import FileEntry, Location
 from tasks.store import store
+from tasks.weights.pins import Weights
 
 Status = Literal["normal", "warning", "failure"]
 
@@ -54,6 +55,21 @@ class EngineSummary(BaseModel):
     parameters: dict[str, Any]
 
 
+class RegistrationSummary(BaseModel):
+    """How well a mesh of unknown pose and size was found in the capture's depth readings.
+
+    residual_m: root mean square distance of the readings near the mesh. inlier_share: of the readings near it.
+    stray_share: of the mesh, what lies in space that the views see to be free. Without `accepted` nothing was moved.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    accepted: bool
+    residual_m: float
+    inlier_share: float
+    stray_share: float
+
+
 class MeshSummary(BaseModel):
     """The published mesh, measured on the loaded GLB; topology after welding by position."""
 
@@ -63,8 +79,10 @@ class MeshSummary(BaseModel):
     watertight: bool
     components: int
     degenerate_faces: int
+    exporter: str
+    decimated_by: str
     texture_px: int
-    texture_coverage: float
+    texture_coverage: float | None
     extent_m: tuple[float, float, float]
     metric: bool
 
@@ -89,8 +107,9 @@ class Report(BaseModel):
     schema_: Literal[1] = Field(1, alias="schema")
     capture: CaptureSummary
     engine: EngineSummary
-    weights: dict[str, Any] | None = None
+    weights: Weights | None = None
     mesh: MeshSummary
+    registration: RegistrationSummary | None = None
     fidelity: dict[str, float] | None = None
     status: Status
     checks: tuple[Check, ...]
@@ -159,6 +178,7 @@ def markdown_of(report: Report, folder: str, url: str | None, previews: bytes) -
     """The report as a page for people."""
     mesh = report.mesh
     extent = " x ".join(f"{length:.3f}" for length in mesh.extent_m)
+    seen = "" if mesh.texture_coverage is None else f" ({mesh.texture_coverage:.0%} seen by a view)"
     unit = "m" if mesh.metric else "(not metric)"
     names = {file.path: f"[{file.path}]({url}/{file.path})" if url else f"`{file.path}`" for file in report.outputs}
     files = "\n".join(f"| {names[file.path]} | {file.bytes:,} | `{file.sha256[:12]}` |" for file in report.outputs)
@@ -174,8 +194,9 @@ def markdown_of(report: Report, folder: str, url: str | None, previews: bytes) -
 {_picture("the mesh from several sides", previews)}
 
 {mesh.vertices:,} vertices, {mesh.faces:,} faces, {mesh.components} component(s), {extent} {unit}, \
-{"watertight" if mesh.watertight else "not watertight"}, texture {mesh.texture_px} px
-({mesh.texture_coverage:.0%} seen by a view). Engine: {report.engine.name} {report.engine.version} \
+{"watertight" if mesh.watertight else "not watertight"}, texture {mesh.texture_px} px{seen}.
+Exported by {mesh.exporter}, decimated by {mesh.decimated_by}.
+ Engine: {report.engine.name} {report.engine.version} \
 ({report.engine.reason}), {report.capture.views_used} of {report.capture.views} views.
 
 | verdict | check | value | limit |

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 PIPELINE_VERSION = "1"
 
 EngineName = Literal["auto", "fusion", "trellis"]
-MeshFormat = Literal["obj", "ply"]
+MeshFormat = Literal["obj", "ply", "splat"]
+ExporterName = Literal["native", "to_glb"]
 
 
 class _Parameters(BaseModel):
@@ -38,6 +40,16 @@ class FusionParameters(_Parameters):
     )
 
 
+class TrellisParameters(_Parameters):
+    """Settings of the `trellis` engine; strengths are of the formula (1 + s) * p - s * n."""
+
+    ss_steps: int = Field(30, title="Steps: sparse structure", ge=1, le=1000)
+    ss_cfg: float = Field(7.5, title="Guidance: sparse structure", ge=0)
+    slat_steps: int = Field(12, title="Steps: latents", ge=1, le=1000)
+    slat_cfg: float = Field(3.0, title="Guidance: latents", ge=0)
+    max_views: int = Field(16, title="Views at most", ge=1, le=64, description="Evenly spread over the capture.")
+
+
 class InferParameters(_Parameters):
     """What the inference is asked for."""
 
@@ -46,15 +58,21 @@ class InferParameters(_Parameters):
         None, title="Views used at most", ge=1, description="Evenly spread over the capture. Empty: all."
     )
     fusion: FusionParameters = Field(FusionParameters(), title="Fusion engine")
+    trellis: TrellisParameters = Field(TrellisParameters(), title="TRELLIS engine")
 
 
 class ExportParameters(_Parameters):
     """How the reconstruction becomes a textured GLB."""
 
-    faces: int = Field(20_000, title="Face budget", ge=100, le=30_000, description="Triangles of the published mesh.")
+    faces: int = Field(
+        20_000, title="Face budget", ge=100, le=30_000, description="Triangles of the published mesh (native)."
+    )
     texture_px: Literal[256, 512, 1024, 2048, 4096] = Field(1024, title="Texture size (pixels)")
-    exporter: Literal["auto", "native"] = Field(
-        "auto", title="Exporter", description="auto: the engine's own choice; native for fusion."
+    exporter: Literal["auto"] | ExporterName = Field(
+        "auto", title="Exporter", description="auto: native for fusion, upstream's to_glb for trellis."
+    )
+    simplify: float = Field(
+        0.95, title="Share of faces removed", ge=0, lt=1, description="By to_glb, whose budget this is."
     )
 
 
@@ -94,7 +112,8 @@ class Parameters(_Parameters):
 class Settings(BaseSettings):
     """Where and how this process works; read from `CAPTURE2MESH_*` environment variables."""
 
-    model_config = SettingsConfigDict(env_prefix="CAPTURE2MESH_", frozen=True)
+    # an empty variable is what container files make of an argument that is not given
+    model_config = SettingsConfigDict(env_prefix="CAPTURE2MESH_", env_ignore_empty=True, frozen=True)
 
     store: str = Field(
         default_factory=lambda: str(user_cache_path("capture2mesh") / "store"),
@@ -114,6 +133,15 @@ class Settings(BaseSettings):
     )
     weights_mirror: str = Field("", description="fsspec URL that has the weights; empty: the Hugging Face hub.")
     weights_parallel: int = Field(4, ge=1, description="Files of weights downloaded at once.")
+    trellis_root: Path | None = Field(
+        None, description="Upstream's checkout, where `trellis` is not an installed package."
+    )
+    trellis_python: Path = Field(
+        Path(sys.executable), description="Python in which upstream's `trellis` can be imported."
+    )
+    trellis_time_limit_s: float = Field(1800.0, gt=0, description="One inference of the model, seconds.")
+    trellis_min_free_gib: float = Field(18.0, ge=0, description="GPU memory that has to be free for up to 8 views.")
+    trellis_min_free_gib_many_views: float = Field(20.0, ge=0, description="The same for more views.")
     infer_deployment: str = Field("", description="Deployment that runs the inference; empty: this process.")
     public_url: str = Field("", description="Base URL under which the output is served to readers.")
     max_pixels: int = Field(64_000_000, gt=0, description="Images with more pixels are refused before decoding.")

@@ -129,6 +129,10 @@ class Stage(Generic[P, R]):
         """The result for these inputs if the store has it."""
         return store().load(self.name, self.key(*args, **kwargs), self.result_type)
 
+    def made(self, *args: P.args, **kwargs: P.kwargs) -> R | None:
+        """The result that a run on another machine has just made, reusable or not."""
+        return store().load(self.name, self.key(*args, **kwargs), self.result_type, reusable=False)
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run as a task of the current flow run and give the result; raises what the function raised."""
         with timed(self.name) as hit:

@@ -69,8 +69,8 @@ class Store:
 
     root: Location
 
-    def load(self, stage: str, key: str, kind: type[T]) -> T | None:
-        """The stored result, or None where it is not whole."""
+    def load(self, stage: str, key: str, kind: type[T], *, reusable: bool = True) -> T | None:
+        """The stored result, or None where it is not whole or, unless `reusable` is False, not reusable."""
         entry = self.root / stage / key
         data = (entry / "manifest.json").read_or_none()
         if data is None:
@@ -80,7 +80,9 @@ class Store:
         except (ValueError, KeyError, TypeError, ValidationError):
             return None
         folder = entry / result.attempt if result.attempt else entry
-        if not result.reusable or any((folder / file.path).size() != file.bytes for file in result.outputs):
+        if (reusable and not result.reusable) or any(
+            (folder / file.path).size() != file.bytes for file in result.outputs
+        ):
             return None
         return result
 

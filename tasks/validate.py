@@ -54,6 +54,8 @@ def measure(glb: bytes, mesh: Mesh) -> tuple[trimesh.Trimesh, MeshSummary]:
         watertight=bool(welded.is_watertight),
         components=int(welded.body_count),
         degenerate_faces=int((~welded.nondegenerate_faces()).sum()),
+        exporter=mesh.exporter,
+        decimated_by=mesh.decimated_by,
         texture_px=mesh.texture_px,
         texture_coverage=mesh.texture_coverage,
         extent_m=tuple(np.nan_to_num(np.abs(CAPTURE_TO_GLTF.T @ loaded.extents)).round(6).tolist()),
@@ -124,8 +126,9 @@ def checks_of(
         holds("watertight", summary.watertight),
         at_most("components", summary.components, limits.max_components),
         at_most("degenerate_faces", summary.degenerate_faces, limits.max_degenerate_faces),
-        at_least("texture_coverage", summary.texture_coverage, limits.min_texture_coverage),
     ]
+    if summary.texture_coverage is not None:
+        checks.append(at_least("texture_coverage", summary.texture_coverage, limits.min_texture_coverage))
     return tuple(checks)
 
 

@@ -59,6 +59,11 @@ class CaptureReport(StoredResult):
     has_cameras: bool
     has_depth: bool
 
+    @property
+    def lacks_masks(self) -> bool:
+        """Whether nothing says, in some view, what the object is."""
+        return any(view.coverage == 1 for view in self.views)
+
 
 def examine(
     capture: str,

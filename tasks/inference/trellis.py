@@ -6,9 +6,12 @@ This side imports neither torch nor trellis; what runs in the child is in `trell
 from __future__ import annotations
 
 import atexit
+import fcntl
+import importlib.util
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,23 +24,35 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from safetensors.numpy import load, save
 from scipy.spatial.transform import Rotation
 
 from tasks.capture.checks import Needs
 from tasks.capture.views import View
-from tasks.errors import Capture2MeshError, EngineUnavailable, InferenceFailed, WeightsMissing
+from tasks.errors import (
+    DeviceLost,
+    EmptyResult,
+    EngineUnavailable,
+    InferenceFailed,
+    InferenceTimeout,
+    OutOfMemory,
+    WeightsMissing,
+)
 from tasks.inference.trellis_process import Channel, Message
+from tasks.settings import ExporterName, InferParameters, settings
+from tasks.weights.local import environment, find, require
+from tasks.weights.pins import bundle
 
 TRELLIS_VERSION = "1"
+PIPELINE = "Stable-X/trellis-vggt-v0-2"
 SCHEMA = 1
 FEW_VIEWS = 8
 
+NVIDIA_SMI_SECONDS = 20
 POLL_SECONDS = 0.2
 KILL_WAIT_SECONDS = 10.0
 SHUTDOWN_WAIT_SECONDS = 5.0
@@ -49,54 +64,6 @@ _CHILD = Path(__file__).with_name("trellis_process.py")
 _STARTER = ThreadPoolExecutor(1, thread_name_prefix="trellis-starter")
 
 log = logging.getLogger(__name__)
-
-
-class TrellisParameters(BaseModel):
-    """Settings of the `trellis` engine; strengths are of the formula (1 + s) * p - s * n."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    ss_steps: int = Field(30, title="Steps: sparse structure", ge=1, le=1000)
-    ss_cfg: float = Field(7.5, title="Guidance: sparse structure", ge=0)
-    slat_steps: int = Field(12, title="Steps: latents", ge=1, le=1000)
-    slat_cfg: float = Field(3.0, title="Guidance: latents", ge=0)
-    max_views: int = Field(16, title="Views at most", ge=1, le=64, description="Evenly spread over the capture.")
-
-
-class Asked(Protocol):
-    """What the engine reads of `InferParameters`."""
-
-    @property
-    def seed(self) -> int: ...
-    @property
-    def trellis(self) -> TrellisParameters: ...
-
-
-class InferenceInterrupted(Capture2MeshError):
-    """The inference could not end for a reason that passes: worth another try."""
-
-
-class OutOfMemory(InferenceInterrupted):
-    """The GPU has too little free memory. needed_gib, free_gib: None where nothing says it."""
-
-    def __init__(self, message: str, needed_gib: float | None = None, free_gib: float | None = None) -> None:
-        super().__init__(message, needed_gib, free_gib)
-        self.needed_gib, self.free_gib = needed_gib, free_gib
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
-class DeviceLost(InferenceInterrupted):
-    """The GPU or the model's process is gone; the next inference starts a new one."""
-
-
-class InferenceTimeout(InferenceInterrupted):
-    """The model's process took longer than it may and was ended."""
-
-
-class EmptyResult(InferenceFailed):
-    """The model ran and gave nothing usable; it would again."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +110,44 @@ class Runtime:
         return places | inherited | dict(self.environment) | forced
 
 
+def vertex_colours(vertex_attrs: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+    """RGB 0..1 (n, 3) of a mesh's attributes, where it has any; the model may leave 0..1 by a little."""
+    return None if vertex_attrs is None else vertex_attrs[:, :3].clip(0, 1)
+
+
+def runtime_here() -> Runtime:
+    """With this machine's weights; raises WeightsMissing where the bundle is not on it."""
+    return runtime_with(environment(find(bundle(masks=True)) or require(bundle())))
+
+
+def runtime_with(environment: Mapping[str, str]) -> Runtime:
+    """As this process's settings say."""
+    here = settings()
+    return Runtime(
+        weights=PIPELINE,
+        scratch=here.scratch,
+        environment=environment,
+        root=here.trellis_root,
+        python=str(here.trellis_python),
+        time_limit_s=here.trellis_time_limit_s,
+        min_free_vram_gib=here.trellis_min_free_gib,
+        min_free_vram_gib_many_views=here.trellis_min_free_gib_many_views,
+    )
+
+
+def gpus() -> list[str]:
+    """The NVIDIA GPUs that the driver lists; none where there is no driver."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    try:
+        told = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("nvidia-smi fails: %s", error)
+        return []
+    return told.stdout.strip().splitlines()
+
+
 @dataclass(frozen=True, eq=False)
 class TrellisOutput:
     """What the model made of a capture, in its own frame: z-up, within [-0.5, 0.5]^3, of no metric size.
@@ -163,6 +168,11 @@ class TrellisOutput:
     reduced: bool
     to_capture: NDArray[np.float64] | None = None
     measured: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def colours(self) -> NDArray[np.float32] | None:
+        """RGB 0..1 of the vertices (n, 3), where the model gives them."""
+        return vertex_colours(self.vertex_attrs)
 
     def to_safetensors(self) -> bytes:
         """All of it but `to_capture` and `measured`; what is no tensor goes to the file's metadata."""
@@ -224,25 +234,42 @@ class Trellis:
 
     version = TRELLIS_VERSION
     needs = Needs(cameras=False, metric_depth=False, min_views=1)
+    exporter: ExporterName = "to_glb"
+    has_weights = True
+    closed = False
 
-    def __init__(self, runtime: Callable[[], Runtime]) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: Callable[[], Runtime] | None = None) -> None:
+        self._runtime = runtime or runtime_here
         self._process: TrellisProcess | None = None
         self._loaded: Message | None = None
         self._lock = threading.Lock()  # one GPU, one capture at a time
 
-    def reconstruct(self, views: Sequence[View], parameters: Asked, progress: Callable[[float], None]) -> TrellisOutput:
+    def missing(self) -> str | None:
+        """Why it cannot run on this machine, as far as is quickly seen; weights apart."""
+        if not gpus():
+            return "no NVIDIA GPU here (nvidia-smi lists none)"
+        here = settings()
+        ours = here.trellis_python == Path(sys.executable) and here.trellis_root is None
+        if ours and importlib.util.find_spec("trellis") is None:
+            return "no `trellis` package here; install upstream's, or set CAPTURE2MESH_TRELLIS_ROOT to its checkout"
+        return None
+
+    def most_views(self, parameters: InferParameters) -> int | None:
+        return parameters.trellis.max_views
+
+    def reconstruct(
+        self, views: Sequence[View], parameters: InferParameters, progress: Callable[[float], None]
+    ) -> TrellisOutput:
         """The views' object. Out of memory is tried again with the same views, then with half of them."""
-        chosen = _evenly(views, parameters.trellis.max_views)
         failed: list[OutOfMemory] = []
-        for attempt in (chosen, chosen, chosen[::2]):
+        for attempt in (views, views, views[::2]):
             try:
-                return self._infer(attempt, parameters, progress, reduced=len(attempt) < len(chosen))
+                return self._infer(attempt, parameters, progress, reduced=len(attempt) < len(views))
             except OutOfMemory as error:
                 log.warning("out of GPU memory with %d views: %s", len(attempt), error)
                 failed.append(error)
         first = failed[0]
-        tried = f"{first} (tried with {len(chosen)}, {len(chosen)} and {len(chosen[::2])} views)"
+        tried = f"{first} (tried with {len(views)}, {len(views)} and {len(views[::2])} views)"
         raise OutOfMemory(tried, first.needed_gib, first.free_gib) from first
 
     def to_glb(self, output: TrellisOutput, simplify: float = 0.95, texture_px: int = 1024) -> Textured:
@@ -264,7 +291,7 @@ class Trellis:
             self._process = None
 
     def _infer(
-        self, views: Sequence[View], parameters: Asked, progress: Callable[[float], None], reduced: bool
+        self, views: Sequence[View], parameters: InferParameters, progress: Callable[[float], None], reduced: bool
     ) -> TrellisOutput:
         model = parameters.trellis
         asked = {
@@ -312,7 +339,9 @@ class TrellisProcess:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self._output = tempfile.TemporaryFile(mode="a+b")  # noqa: SIM115  (lives as long as the child)
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the child)
+        # the child goes on at the end of what `request` cut, not behind a hole
+        fcntl.fcntl(self._output, fcntl.F_SETFL, fcntl.fcntl(self._output, fcntl.F_GETFL) | os.O_APPEND)
         folder = runtime.scratch / "trellis"
         folder.mkdir(parents=True, exist_ok=True)
         ours, theirs = socket.socketpair()
@@ -400,7 +429,8 @@ class TrellisProcess:
         how = "still there" if status is None else f"signal {-status}" if status < 0 else f"exit status {status}"
         self._output.seek(0, os.SEEK_END)
         self._output.seek(max(0, self._output.tell() - LAST_WORDS_BYTES))
-        words = self._output.read().decode(errors="replace").split("\n")
+        # of a progress bar what it showed last
+        words = [line.rpartition("\r")[2] for line in self._output.read().decode(errors="replace").split("\n")]
         last = " / ".join([line.strip() for line in words if line.strip()][-LAST_WORDS_LINES:])
         self.kill()
         return f"{how}; its last words: {last}" if last else how
@@ -489,10 +519,3 @@ def _turned(rotation: NDArray[np.float64], quaternions: NDArray[Any]) -> NDArray
 def _gaussians(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
     prefix = "gaussians."
     return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
-
-
-def _evenly(views: Sequence[View], limit: int) -> Sequence[View]:
-    """At most `limit` of the views, evenly spread."""
-    if len(views) <= limit:
-        return views
-    return [views[index] for index in np.linspace(0, len(views), limit, endpoint=False).astype(int)]

@@ -53,6 +53,8 @@ OUT_OF_MEMORY = re.compile(r"out of memory|cudaErrorMemoryAllocation|CUBLAS_STAT
 DEVICE_LOST = re.compile(r"CUDA error|Cuda error|CUDA driver error|STATUS_EXECUTION_FAILED|STATUS_INTERNAL_ERROR")
 NOT_BUILT_FOR_DEVICE = re.compile(r"no kernel image", re.IGNORECASE)
 ALLOCATION = re.compile(r"Tried to allocate ([\d.]+) ([KMG])iB")
+# What follows in PyTorch's message is how much it caches, and settings to try
+ADVICE = " Of the allocated memory"
 # Of urllib, huggingface_hub and safetensors; what else says that weights are not there is told by its base class
 WEIGHTS_ERRORS = {"URLError", "HTTPError", "RepositoryNotFoundError", "EntryNotFoundError", "SafetensorError"}
 
@@ -391,7 +393,7 @@ def fault_of(error: BaseException, loading: bool = False) -> dict[str, Any]:
 
 def _told(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0].partition(ADVICE)[0]}" if lines else type(error).__name__
 
 
 def _memory(message: str) -> dict[str, float | None]:

@@ -158,6 +158,20 @@ class Bundle(_Declared):
             )
 
 
+class Weights(BaseModel):
+    """Which weights: the digest of the pin list and the revisions in it. Where they lie is each machine's affair."""
+
+    model_config = ConfigDict(frozen=True)
+
+    bundle: str
+    revisions: dict[str, str]
+
+    @staticmethod
+    def of(bundle: Bundle) -> Weights:
+        """Known before any download."""
+        return Weights(bundle=bundle.digest, revisions={source.repository: source.pin for source in bundle.sources})
+
+
 def declared(path: Path | None = None) -> Bundle:
     """The declared list, with every part; raises InputError where it is not one."""
     path = path or settings().weights_list
@@ -173,8 +187,3 @@ def declared(path: Path | None = None) -> Bundle:
 def bundle(masks: bool = False) -> Bundle:
     """What has to be there to infer; with `masks`, the network that makes them where alpha and depth do not."""
     return declared().only("required", "masks") if masks else declared().only("required")
-
-
-def bundle_digest(masks: bool = False) -> str:
-    """The digest that keys and reports hold."""
-    return bundle(masks).digest

@@ -7,35 +7,21 @@ from typing import Any
 from prefect import task
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
-from pydantic import BaseModel, ConfigDict
 
-from tasks.errors import StorageUnavailable
+from tasks.errors import InputError, StorageUnavailable
 from tasks.report import progress_artifact
+from tasks.settings import settings
 from tasks.stage import UNCACHED, retried, timed
 from tasks.weights.local import fetch, find
-from tasks.weights.pins import Bundle, bundle
+from tasks.weights.pins import Bundle, Weights, bundle
 
 FETCH_RETRIES = 3
 
 
-class Weights(BaseModel):
-    """Which weights: the digest of the pin list and the revisions in it. Where they lie is each machine's affair."""
-
-    model_config = ConfigDict(frozen=True)
-
-    bundle: str
-    revisions: dict[str, str]
-
-    @staticmethod
-    def of(bundle: Bundle) -> Weights:
-        """Known before any download."""
-        return Weights(bundle=bundle.digest, revisions={source.repository: source.pin for source in bundle.sources})
-
-
-def fetch_weights(masks: bool = False) -> Weights:
-    """Run as a task of the current flow run; `masks` adds the network that makes them."""
+def fetch_weights(wanted: Weights) -> Weights:
+    """Run as a task of the current flow run; raises InputError where this machine's list declares other weights."""
     with timed("fetch_weights") as hit:
-        state: State[Weights] = _fetch_weights(masks, return_state=True)
+        state: State[Weights] = _fetch_weights(wanted, return_state=True)
         if state.name == "Cached":
             hit()
         result = state.result()
@@ -48,12 +34,21 @@ def fetch_weights(masks: bool = False) -> Weights:
     **UNCACHED,
     **retried(FETCH_RETRIES, StorageUnavailable),
 )
-def _fetch_weights(masks: bool) -> Any:
+def _fetch_weights(wanted: Weights) -> Any:
     """Download what is missing of the pinned bundle, verified; shows its progress."""
-    wanted = bundle(masks)
-    weights = Weights.of(wanted)
-    if find(wanted) is not None:
-        return Completed(name="Cached", message="found on this machine", data=weights)
+    declared = _declared_here(wanted)
+    if find(declared) is not None:
+        return Completed(name="Cached", message="found on this machine", data=wanted)
     with progress_artifact("fetch_weights") as progress:
-        fetch(wanted, progress)
-    return weights
+        fetch(declared, progress)
+    return wanted
+
+
+def _declared_here(wanted: Weights) -> Bundle:
+    for masks in (False, True):
+        if (declared := bundle(masks)).digest == wanted.bundle:
+            return declared
+    raise InputError(
+        f"weights: bundle {wanted.bundle[:12]} is asked for, and {settings().weights_list} declares others; the"
+        " machines that hand work over and those that infer need the same list"
+    )

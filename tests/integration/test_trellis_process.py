@@ -11,24 +11,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import trimesh
 
 from tasks.capture.views import View
-from tasks.errors import EngineUnavailable, InferenceFailed, WeightsMissing
-from tasks.inference.trellis import (
+from tasks.errors import (
     DeviceLost,
     EmptyResult,
+    EngineUnavailable,
+    InferenceFailed,
     InferenceTimeout,
     OutOfMemory,
-    Runtime,
-    Trellis,
-    TrellisOutput,
-    TrellisParameters,
+    WeightsMissing,
 )
+from tasks.inference.trellis import Runtime, Trellis, TrellisOutput
+from tasks.settings import InferParameters
 
 STAND_IN = Path(__file__).parents[1] / "trellis_stand_in"
 COLOUR = (200, 100, 50)
@@ -51,8 +50,8 @@ def views(count: int, mask: str = "object") -> list[View]:
     return [view(index, mask) for index in range(count)]
 
 
-def asked(seed: int = 42, **parameters: float) -> SimpleNamespace:
-    return SimpleNamespace(seed=seed, trellis=TrellisParameters.model_validate(parameters))
+def asked(seed: int = 42, **parameters: float) -> InferParameters:
+    return InferParameters.model_validate({"seed": seed, "trellis": parameters})
 
 
 def silent(_: float) -> None:
@@ -159,12 +158,6 @@ def test_an_unknown_guidance_is_refused(engine: Engine) -> None:
 def test_another_trellis_is_refused(engine: Engine) -> None:
     with pytest.raises(EngineUnavailable, match="no TrellisVGGTTo3DPipeline"):
         engine(OTHER_TRELLIS=1).reconstruct(views(2), asked(), silent)
-
-
-def test_at_most_so_many_views_evenly_spread(engine: Engine) -> None:
-    output = engine().reconstruct(views(8), asked(max_views=4), silent)
-    assert output.views == ("view_000", "view_002", "view_004", "view_006")
-    assert not output.reduced  # as asked
 
 
 def test_views_without_masks_are_masked_by_birefnet(engine: Engine, log: Callable[[], list[str]]) -> None:
@@ -284,6 +277,14 @@ def test_a_process_that_dies_tells_how(engine: Engine, tmp_path: Path) -> None:
     assert trellis.reconstruct(views(2), asked(), silent).views
 
 
+def test_the_last_words_are_of_the_last_call(engine: Engine) -> None:
+    trellis = engine(DIE=1)
+    with pytest.raises(EmptyResult):  # its traceback is printed, and cut by the next call
+        trellis.reconstruct(views(1, mask="none"), asked(), silent)
+    with pytest.raises(DeviceLost, match=r"its last words: [^\0]*tripped over its own feet"):
+        trellis.reconstruct(views(1), asked(), silent)
+
+
 def test_a_process_killed_between_two_captures_is_replaced(engine: Engine) -> None:
     trellis = engine()
     trellis.reconstruct(views(2), asked(), silent)
@@ -337,8 +338,7 @@ def test_the_process_dies_with_its_parent(hang: str, tmp_path: Path) -> None:
     program = f"""
         import threading, time
         from pathlib import Path
-        from types import SimpleNamespace
-        from tasks.inference.trellis import Runtime, Trellis, TrellisParameters
+        from tasks.inference.trellis import Runtime, Trellis
         from tests.integration.test_trellis_process import asked, silent, views
 
         faults = {{"STAND_IN_HANG": {hang!r}}}

@@ -32,8 +32,8 @@ from tasks.storage import Manifest
 from tasks.weights import origins
 from tasks.weights.local import environment, fetch, find, verify
 from tasks.weights.pinning import pin
-from tasks.weights.pins import Bundle, bundle, declared
-from tasks.weights.stages import Weights, fetch_weights
+from tasks.weights.pins import Bundle, Weights, bundle, declared
+from tasks.weights.stages import fetch_weights
 from tests.integration.hub import Hub, serving
 from tests.integration.running import ROOT, S3, clean_environment, kill_group, snapshot, wait_for
 
@@ -493,7 +493,7 @@ def test_the_task_is_cached_once_the_folder_is_whole(
 ) -> None:
     @flow(name="weights")
     def run() -> Weights:
-        return fetch_weights()
+        return fetch_weights(Weights.of(bundle()))
 
     # the first try fails for good, the task's retry finds the hub well again
     place.hub.busy[SMALL] = origins.FRUITLESS_TRIES

@@ -23,6 +23,7 @@ from tasks.settings import Parameters, settings
 from tasks.storage import Location, sha256_of
 from tasks.store import StoredResult, store
 from tasks.validate import MeshReport
+from tasks.weights.pins import Weights
 from tests.integration.running import assert_published, contents_of, snapshot
 
 FILES = {"mesh.glb": b"glb", "mesh.obj": b"obj", "previews/preview_000.png": b"picture"}
@@ -30,6 +31,16 @@ UPLOAD = "upload"
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 THREADS = 8
 PARAMETERS = Parameters()
+CHOICE = EngineChoice(name="fusion", version="1", reason="asked for")
+RECONSTRUCTION = Reconstruction(
+    engine=CHOICE,
+    parameters=PARAMETERS.infer,
+    weights=None,
+    views=("a", "b"),
+    views_asked=2,
+    to_capture=None,
+    registration=None,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +70,6 @@ def stored(stage: str, result: StoredResult, *paths: str) -> Any:
 
 def results(uploaded_at: datetime = NOON, *, passed: bool = True, failures: tuple[FormatFailure, ...] = ()) -> Results:
     """What a run has made; `passed`: of a check of the floor."""
-    choice = EngineChoice(name="fusion", version="1", reason="asked for")
     summary = MeshSummary(
         vertices=5000,
         faces=9000,
@@ -67,6 +77,8 @@ def results(uploaded_at: datetime = NOON, *, passed: bool = True, failures: tupl
         watertight=True,
         components=1,
         degenerate_faces=0,
+        exporter="native",
+        decimated_by="fast-simplification",
         texture_px=256,
         texture_coverage=1.0,
         extent_m=(0.1, 0.2, 0.3),
@@ -85,11 +97,13 @@ def results(uploaded_at: datetime = NOON, *, passed: bool = True, failures: tupl
             digest="d1",
         ),
         capture_report=CaptureReport(views=(), warnings=(), has_cameras=True, has_depth=True),
-        engine=choice,
-        reconstruction=Reconstruction(engine=choice, parameters=PARAMETERS.infer, views=("a", "b"), to_capture=None),
+        engine=CHOICE,
+        reconstruction=RECONSTRUCTION,
         mesh=stored(
             "export_glb",
-            Mesh(exporter="native", texture_px=256, texture_coverage=1.0, metric=True),
+            Mesh(
+                exporter="native", decimated_by="fast-simplification", texture_px=256, texture_coverage=1.0, metric=True
+            ),
             "mesh.glb",
         ),
         formats=stored("convert_formats", Formats(failures=failures), "mesh.obj"),
@@ -219,15 +233,24 @@ def test_results_published_at_once_leave_the_newest_latest(output: Path) -> None
 
 
 def test_run_key_names_the_work() -> None:
-    made = results()
-    key = run_key(made.capture, made.engine, PARAMETERS)
-    elsewhere = made.capture.model_copy(update={"uri": "s3://captures/mug", "uploaded_at": NOON + timedelta(days=1)})
-    assert run_key(elsewhere, made.engine, PARAMETERS) == key
+    capture = results().capture
+    key = run_key(RECONSTRUCTION, capture, PARAMETERS)
+    elsewhere = capture.model_copy(update={"uri": "s3://captures/mug", "uploaded_at": NOON + timedelta(days=1)})
+    assert run_key(RECONSTRUCTION, elsewhere, PARAMETERS) == key
+    weights = [Weights(bundle=digest, revisions={}) for digest in ("w1", "w2")]
     others = [
-        run_key(made.capture.model_copy(update={"digest": "d2"}), made.engine, PARAMETERS),
-        run_key(made.capture, made.engine.model_copy(update={"version": "2"}), PARAMETERS),
+        run_key(RECONSTRUCTION, capture.model_copy(update={"digest": "d2"}), PARAMETERS),
         *(
-            run_key(made.capture, made.engine, Parameters.model_validate(values))
+            run_key(RECONSTRUCTION.model_copy(update=changes), capture, PARAMETERS)
+            for changes in (
+                {"engine": CHOICE.model_copy(update={"version": "2"})},
+                {"weights": weights[0]},
+                {"weights": weights[1]},
+                {"views": ("a",)},
+            )
+        ),
+        *(
+            run_key(RECONSTRUCTION, capture, Parameters.model_validate(values))
             for values in (
                 {"infer": {"seed": 7}},
                 {"export": {"texture_px": 2048}},
@@ -247,6 +270,7 @@ def test_report_is_what_the_design_says(output: Path) -> None:
         "engine",
         "weights",
         "mesh",
+        "registration",
         "fidelity",
         "status",
         "checks",

@@ -13,8 +13,8 @@ import trimesh
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from tasks.errors import InferenceFailed
-from tasks.inference.trellis import InferenceTimeout, OutOfMemory, Runtime, TrellisOutput, splat_ply
+from tasks.errors import InferenceFailed, InferenceTimeout, OutOfMemory
+from tasks.inference.trellis import Runtime, TrellisOutput, splat_ply
 from tasks.inference.trellis_process import Channel, Message, fault_of
 
 COUNT = 50

@@ -27,7 +27,9 @@ def glb(mesh: trimesh.Trimesh) -> bytes:
 def checked(
     data: bytes, coverage: float = 1.0, points: np.ndarray = NO_POINTS, limits: Limits = LIMITS
 ) -> dict[str, Check]:
-    asset = Mesh(exporter="native", texture_px=64, texture_coverage=coverage, metric=True)
+    asset = Mesh(
+        exporter="native", decimated_by="fast-simplification", texture_px=64, texture_coverage=coverage, metric=True
+    )
     loaded, summary = measure(data, asset)
     return {check.name: check for check in checks_of(loaded, summary, points, limits)}
 
@@ -43,7 +45,9 @@ def ball(radius: float = 0.1) -> trimesh.Trimesh:
 def test_a_good_mesh_passes_and_is_measured_in_the_capture_frame() -> None:
     mesh = ball()
     mesh.apply_scale([1, 2, 3])
-    asset = Mesh(exporter="native", texture_px=64, texture_coverage=1.0, metric=True)
+    asset = Mesh(
+        exporter="native", decimated_by="fast-simplification", texture_px=64, texture_coverage=1.0, metric=True
+    )
     loaded, summary = measure(glb(mesh), asset)
     assert summary.extent_m == pytest.approx((0.2, 0.4, 0.6), abs=0.01)
     assert (summary.watertight, summary.components, summary.degenerate_faces) == (True, 1, 0)
