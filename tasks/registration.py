@@ -47,6 +47,7 @@ OUTLINE_WEIGHT = 0.1  # of all tangents together against all readings together
 OUTLINE_SLACK = 2.0  # pixels of the depth maps, by which masks that were made of depth are dilated
 KERNEL_MEDIANS, KERNEL_FLOOR = 2.5, 0.003  # residuals of more than so many medians count little
 REACH = 0.06  # readings further from the mesh are not matched: the search for more is slow and does not help
+NEAREST_SLACK = 0.3  # the nearest sample may be by so much further than the nearest there is
 SETTLED, MAX_STEP = 1e-5, 0.3  # smaller steps end the iteration, larger ones are cut
 # What is so much weaker determined than the rest is left as it is: a sphere's rotation. With colours, which settle it
 # better, that is more
@@ -471,7 +472,8 @@ def _match(pose: Floats, surface: Surface, cloud: Cloud) -> tuple[NDArray[np.int
     scale = _scale(pose)
     local = (cloud.points - pose[:3, 3]) @ pose[:3, :3] / scale**2
     reach = REACH * surface.diagonal
-    distance, found = surface.tree.query(local, eps=0.3, distance_upper_bound=reach)
+    # near enough: what is close by is all but exact, and far points, which are slow, count little
+    distance, found = surface.tree.query(local, eps=NEAREST_SLACK, distance_upper_bound=reach)
     found = np.minimum(found, len(surface.points) - 1)  # what has none within reach is given the number after the last
     height = np.abs(((local - surface.points[found]) * surface.normals[found]).sum(axis=1))
     # what lies beside a sample by no more than their spacing lies over the surface
@@ -505,7 +507,7 @@ def _stray(pose: Floats, surface: Surface, scene: Scene) -> Floats:
 
 
 def _stray_in(depth_map: DepthMap, points: Floats) -> Floats:
-    """Before a reading: how far before it; beside the mask: how far beside it; in the mask without a reading: nothing."""
+    """The same in one view: how far before a reading, or beside the mask; in the mask without a reading it is 0."""
     pixels, depth = depth_map.camera.project(points)
     inside = (depth > 0) & (pixels >= 0).all(axis=1)
     inside &= (pixels < [depth_map.camera.width, depth_map.camera.height]).all(axis=1)
