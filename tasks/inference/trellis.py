@@ -97,6 +97,8 @@ class Runtime:
             "TORCH_EXTENSIONS_DIR": "torch_extensions",
             "CUDA_CACHE_PATH": "cuda",
         }
+        if inherited.pop("PYTHONDONTWRITEBYTECODE", ""):  # images say so: upstream's imports would take 17 s, not 6
+            kept["PYTHONPYCACHEPREFIX"] = "bytecode"
         places = {name: str(self.scratch / "trellis" / folder) for name, folder in kept.items()}
         paths = [] if self.root is None else [self.root, self.root / "wheels" / "vggt"]
         search = [str(path.resolve()) for path in paths] + list(filter(None, [inherited.get("PYTHONPATH")]))

@@ -26,6 +26,8 @@ from tests.integration.running import (
     wait_for,
 )
 
+pytestmark = pytest.mark.system
+
 POOLS = ("cpu", "cuda")
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from tests.integration.running import STAGES, CommandLine, assert_published, assert_whole, contents_of, kill_group
 
+pytestmark = pytest.mark.system
+
 DELAYS = random.Random(7)
 """Of kills some time into a stage."""
 

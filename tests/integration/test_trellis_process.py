@@ -136,7 +136,7 @@ def test_the_model_stays_loaded_and_loads_nothing_it_does_not_need(
     assert [line for line in log() if line.startswith("loaded")] == ["loaded some/weights on cuda"]
     assert [line for line in log() if line.startswith("hub")] == ["hub dinov2_vitl14_reg from local"]
     assert not [line for line in log() if line.startswith("network")]  # BiRefNet; DreamSim would have raised
-    assert log()[-1] == "empty_cache" or log()[-1].startswith("run")
+    assert log()[-1].startswith(("empty_cache", "run"))
 
 
 @pytest.mark.parametrize(
@@ -289,8 +289,9 @@ def test_a_process_killed_between_two_captures_is_replaced(engine: Engine) -> No
     trellis = engine()
     trellis.reconstruct(views(2), asked(), silent)
     before = pid(trellis)
+    assert trellis._process is not None
     os.kill(before, signal.SIGKILL)
-    assert ended(before)
+    trellis._process._process.wait(END_SECONDS)  # all its threads, which a zombie may still have
     assert trellis.reconstruct(views(2), asked(), silent).views
     assert pid(trellis) != before
 

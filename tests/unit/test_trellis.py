@@ -253,6 +253,18 @@ def test_the_childs_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "ATTN_BACKEND" not in environment
 
 
+def test_bytecode_is_kept_on_the_scratch_volume_where_the_image_forbids_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    environment = Runtime("w", tmp_path).child_environment()
+    assert "PYTHONDONTWRITEBYTECODE" not in environment
+    assert environment["PYTHONPYCACHEPREFIX"] == str(tmp_path / "trellis/bytecode")
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE")
+    assert "PYTHONPYCACHEPREFIX" not in Runtime("w", tmp_path).child_environment()
+
+
 def test_memory_needed_goes_by_the_number_of_views(tmp_path: Path) -> None:
     runtime = Runtime("w", tmp_path, min_free_vram_gib=18, min_free_vram_gib_many_views=20)
     assert [runtime.min_free_gib(views) for views in (1, 8, 9, 16)] == [18, 18, 20, 20]
