@@ -25,6 +25,7 @@ from tests.integration.running import (
     running,
     wait_for,
 )
+from tests.integration.test_trellis_run import gpu_environment, views_only
 
 pytestmark = pytest.mark.system
 
@@ -49,10 +50,11 @@ class House:
 def house(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """The workers end with this module; pools and deployments stay on the shared server, where nobody minds them."""
     folder = tmp_path_factory.mktemp("house")
-    line = CommandLine(folder, prefect_server, {"CAPTURE2MESH_STORE_SHARED": "1"})
+    line = CommandLine(folder, prefect_server, {"CAPTURE2MESH_STORE_SHARED": "1", **gpu_environment(folder)})
     with ExitStack() as stack:
         for arguments in (
-            *(["work-pool", "create", pool, "--type", "process"] for pool in POOLS),
+            ["work-pool", "create", "cpu", "--type", "process"],
+            ["work-pool", "create", "cuda", "--type", "process", "--base-job-template", "infra/cuda-pool.json"],
             ["--no-prompt", "deploy", "--all"],
         ):
             command(line, *arguments)
@@ -103,6 +105,27 @@ def test_inference_runs_in_the_worker(house: House, capture: Callable[[str], Pat
     second = flows.reconstruct(ball)
     assert (second.code, second.ran) == (0, []), second.stderr
     assert house.inferences() == [*before, ("cuda", "Completed")]
+
+
+def test_trellis_infers_and_exports_in_the_worker(house: House, capture: Callable[[str], Path], tmp_path: Path) -> None:
+    """The machine that hands over has neither GPU nor weights nor upstream's code, only the same list of weights."""
+    ball = views_only(capture("given"))
+    weights_list = {"CAPTURE2MESH_WEIGHTS_LIST": house.flows.env["CAPTURE2MESH_WEIGHTS_LIST"]}
+    flows = handing_over(house, tmp_path, **weights_list)
+    before = house.inferences()
+    asked = [*flows.reconstruct_arguments(ball, export__simplify="0.5"), "--engine", "trellis"]
+    first = flows.run(*asked)
+    assert first.code == 0, first.stderr + "".join(log.read_text() for log in house.logs)
+    assert (first.report.status, first.report.engine.name) == ("normal", "trellis")
+    assert first.report.mesh.exporter == "to_glb"
+    assert "export_glb" not in first.ran  # the worker has done it
+    assert house.inferences() == [*before, ("cuda", "Completed")]
+    # another size of the texture needs the GPU again, and no inference
+    larger = flows.run(*asked, "--set", "export.texture_px=512")
+    assert larger.code == 0, larger.stderr
+    assert larger.report.mesh.texture_px == 512
+    log = Path(house.flows.env["STAND_IN_LOG"]).read_text().splitlines()
+    assert sum(line.startswith("run") for line in log) == 1
 
 
 def test_handing_over_needs_a_store_that_both_see(house: House, capture: Callable[[str], Path], tmp_path: Path) -> None:

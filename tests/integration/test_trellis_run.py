@@ -66,9 +66,9 @@ class Machine:
         return [marker.parent for marker in self.flows.output.glob("*/*/_SUCCESS")]
 
 
-@pytest.fixture
-def machine(tmp_path: Path, prefect_server: str) -> Machine:
-    programs, mirror, log = tmp_path / "bin", tmp_path / "mirror", tmp_path / "log"
+def gpu_environment(folder: Path) -> dict[str, str]:
+    """What makes a machine look as if it had a GPU; its weights are on the mirror `folder`/mirror."""
+    programs, mirror = folder / "bin", folder / "mirror"
     programs.mkdir()
     smi = programs / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho 'GPU 0: Stand-in (UUID: GPU-0)'\n")
@@ -81,16 +81,21 @@ def machine(tmp_path: Path, prefect_server: str) -> Machine:
         file.write_bytes(content)
         entry = {"path": file.name, "bytes": len(content), "sha256": sha256_of(content)}
         sources.append({"repository": repository, "part": part, "revision": REVISION, "files": [entry]})
-    (tmp_path / "weights.json").write_text(json.dumps({"sources": sources}))
-    env = {
+    (folder / "weights.json").write_text(json.dumps({"sources": sources}))
+    return {
         "PATH": f"{programs}:/usr/bin:/bin",
         "CAPTURE2MESH_TRELLIS_ROOT": str(STAND_IN),
-        "CAPTURE2MESH_WEIGHTS": str(tmp_path / "weights"),
-        "CAPTURE2MESH_WEIGHTS_LIST": str(tmp_path / "weights.json"),
+        "CAPTURE2MESH_WEIGHTS": str(folder / "weights"),
+        "CAPTURE2MESH_WEIGHTS_LIST": str(folder / "weights.json"),
         "CAPTURE2MESH_WEIGHTS_MIRROR": mirror.as_uri(),
-        "STAND_IN_LOG": str(log),
+        "STAND_IN_LOG": str(folder / "log"),
     }
-    return Machine(CommandLine(tmp_path / "run", prefect_server, env), mirror, log)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, prefect_server: str) -> Machine:
+    env = gpu_environment(tmp_path)
+    return Machine(CommandLine(tmp_path / "run", prefect_server, env), tmp_path / "mirror", tmp_path / "log")
 
 
 EGG = trimesh.creation.icosphere(subdivisions=4)
