@@ -3,13 +3,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-system lint clean
 
 demo: $(INSTALLED)  ## reconstruct the bundled sample into out/
 	$(BIN)/python -m flows reconstruct tests/data/mug out
 
-test: lint  ## everything that CI checks
-	$(BIN)/python -m pytest
+test: lint  ## lint, type check and the tests
+	$(BIN)/python -m pytest -m 'not system'
+
+test-system: $(INSTALLED)  ## workers, killed runs, the whole stack; CI runs it as well
+	$(BIN)/python -m pytest -m system
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
