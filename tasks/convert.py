@@ -20,7 +20,7 @@ from trimesh.visual.texture import TextureVisuals
 from tasks.errors import ExportFailed, InputError
 from tasks.export import CAPTURE_TO_GLTF, Mesh
 from tasks.inference.infer import Reconstruction
-from tasks.inference.trellis import splat_ply
+from tasks.inference.splats import splat_ply
 from tasks.settings import MeshFormat
 from tasks.stage import retried, stage
 from tasks.store import StoredResult

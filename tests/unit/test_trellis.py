@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from tasks.errors import InferenceFailed, InferenceTimeout, OutOfMemory
-from tasks.inference.trellis import Runtime, TrellisOutput, splat_ply
+from tasks.inference.splats import splat_ply
+from tasks.inference.trellis import Runtime, TrellisOutput
 from tasks.inference.trellis_process import Channel, Message, fault_of
 
 COUNT = 50
