@@ -30,6 +30,8 @@ from tests.integration.running import (
 from tests.integration.test_trellis_process import STAND_IN
 from tests.synthetic import make_capture, orbit_cameras, pattern, solid_colours, write_capture
 
+pytestmark = pytest.mark.system
+
 REVISION = "a" * 40
 PIPELINE, MASKS = "Stable-X/trellis-vggt-v0-2", "ZhengPeng7/BiRefNet"
 FETCHED = (*STAGES[:2], "fetch_weights", *STAGES[2:])
