@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-system lint clean
+.PHONY: demo test test-system lint stack stack-down stack-reset clean
 
 demo: $(INSTALLED)  ## reconstruct the bundled sample into out/
 	$(BIN)/python -m flows reconstruct tests/data/mug out
@@ -18,6 +18,16 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy infra/stack.py
+
+stack: $(INSTALLED)  ## the whole system on this machine, until Ctrl-C: Prefect, S3, workers
+	@$(BIN)/python infra/stack.py up
+
+stack-down: $(INSTALLED)  ## stop a stack that was started elsewhere
+	@$(BIN)/python infra/stack.py down
+
+stack-reset: $(INSTALLED)  ## stop the stack and remove its state: runs, captures, assets, keys
+	@$(BIN)/python infra/stack.py reset
 
 $(INSTALLED): pyproject.toml infra/constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,488 @@
+"""The whole system on this machine: Prefect server, S3 server, workers, deployments (`make stack`).
+
+Everything listens on the loopback interface only. Its state lies in one folder and survives a restart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import fsspec
+import httpx
+from platformdirs import user_data_path
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from rich.console import Console
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "tests" / "data" / "mug"
+HOST, REGION = "127.0.0.1", "us-east-1"
+PREFECT = [sys.executable, "-m", "prefect"]
+DOCTOR = [sys.executable, "-m", "flows", "doctor", "--engine", "trellis"]
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PID_FILE = "capture2mesh-stack.pid"  # locked by the stack that runs; tells a stack's folder from others
+BUCKETS = ("captures", "assets", "store")
+GRANTS = {
+    "uploader": ["Write:captures"],
+    "worker": ["Read:captures", "List:captures"]
+    + [f"{action}:{bucket}" for bucket in ("assets", "store") for action in ("Read", "Write", "List")],
+}
+QUEUES = {"interactive": 1, "default": 2}  # priorities: the lower goes first
+PORT_OPTIONS = [
+    "s3.port.grpc",
+    *(f"{p}.port{g}" for p in ("master", "volume", "filer", "admin") for g in ("", ".grpc")),
+]
+MEMBER = "CAPTURE2MESH_STACK_MEMBER"  # in the environment of every process of a stack: the stack's folder
+START_SECONDS, STOP_SECONDS, POLL_SECONDS, LOG_LINES = 120, 15, 0.2, 20
+
+
+def say(text: str) -> None:
+    Console(highlight=False, markup=False).print(text, soft_wrap=True)
+
+
+class StackError(Exception):
+    """Why the stack cannot start, or had to stop."""
+
+
+class Stopped(Exception):
+    """Someone wants the stack to stop."""
+
+
+class StackSettings(BaseSettings):
+    """How the stack runs; read from `CAPTURE2MESH_STACK_*` environment variables."""
+
+    model_config = SettingsConfigDict(env_prefix="CAPTURE2MESH_STACK_", env_ignore_empty=True, frozen=True)
+
+    folder: Path = Field(
+        default_factory=lambda: user_data_path("capture2mesh") / "stack", description="Database, buckets, keys, logs."
+    )
+    ui_port: int = Field(4200, description="Of Prefect's UI and API.")
+    s3_port: int = Field(8333, description="Of the S3 server.")
+    database_url: SecretStr | None = Field(None, description="postgresql+asyncpg://...; empty: SQLite in the folder.")
+    password: SecretStr | None = Field(None, description="Of the user admin of UI and API; empty: none is asked for.")
+    cpu_runs: int = Field(max(2, (os.cpu_count() or 1) // 2), ge=1, description="Reconstructions at a time.")
+
+
+class Stack:
+    """The processes of a stack."""
+
+    def __init__(self, settings: StackSettings) -> None:
+        self.settings = settings
+        self.folder = settings.folder.expanduser().resolve()
+        self.logs, self.keys = self.folder / "logs", self.folder / "s3" / "keys.json"
+        self.ui, self.s3 = f"http://{HOST}:{settings.ui_port}", f"http://{HOST}:{settings.s3_port}"
+        self.auth = f"admin:{settings.password.get_secret_value()}" if settings.password else ""
+        user, _, password = self.auth.partition(":")
+        self.api = httpx.Client(base_url=f"{self.ui}/api", auth=(user, password) if user else None, timeout=30)
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        """Start everything; returns when a run can be submitted."""
+        check_ports(self.settings)
+        for name in ("logs", "prefect", "s3/data", "scratch"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        if not self.keys.exists():
+            write_private(self.keys, json.dumps(new_identities(), indent=1))
+        self.start_server()
+        self.start_s3()
+        self.wait_for("Prefect's API", lambda: answers(f"{self.ui}/api/health"))
+        devices = gpus()
+        self.make_pool("cpu", self.settings.cpu_runs)
+        template = json.loads((ROOT / "infra" / "cuda-pool.json").read_text())
+        self.make_pool("cuda", max(1, len(devices)), base_job_template=template)
+        self.start_worker("cpu", "0", self.settings.cpu_runs)
+        for device in devices:
+            self.start_worker("cuda", device, 1, CUDA_VISIBLE_DEVICES=device)
+        if not devices:
+            self.start_worker("cuda", "0", 1)
+        if self.call("deploy", [*PREFECT, "--no-prompt", "deploy", "--all"]):
+            raise StackError(f"the deployments could not be applied:\n{self.last_lines('deploy')}")
+        self.engine = "trellis" if devices and not self.call("doctor", DOCTOR) else "fusion"
+        self.set_engine(self.engine)
+        self.wait_for("the workers", self.workers_online)
+
+    def start_server(self) -> None:
+        """Prefect's server and UI."""
+        env = {"PREFECT_SERVER_API_AUTH_STRING": self.auth} if self.auth else {}
+        if self.settings.database_url:
+            env["PREFECT_API_DATABASE_CONNECTION_URL"] = self.settings.database_url.get_secret_value()
+        command = [*PREFECT, "server", "start", "--host", HOST, "--port", str(self.settings.ui_port)]
+        self.spawn("prefect", command, env)
+
+    def start_s3(self) -> None:
+        """SeaweedFS with the buckets; the sample is uploaded once."""
+        options = {
+            "dir": "data",
+            "ip": HOST,
+            "ip.bind": HOST,
+            "bucket": ",".join(BUCKETS),
+            "s3.config": self.keys,
+            "s3.port": self.settings.s3_port,
+            "s3.port.iceberg": 0,
+            "s3.port.lance": 0,
+            "webdav": "false",
+            "admin.ui": "false",
+            "master.telemetry": "false",
+            "filer.localSocket": self.folder / "s3" / "filer.sock",
+            "s3.localSocket": self.folder / "s3" / "s3.sock",
+            # every one explicitly: a busy default silently moves
+            **dict(zip(PORT_OPTIONS, free_ports(len(PORT_OPTIONS)), strict=True)),
+        }
+        weed = str(Path(sys.executable).with_name("weed"))
+        command = [weed, "mini", *(f"-{name}={value}" for name, value in options.items())]
+        self.spawn("s3", command, {"GOMEMLIMIT": "300MiB"}, self.folder / "s3")
+        self.wait_for("the S3 server", lambda: answers(f"{self.s3}/healthz"))
+        buckets = self.bucket_client("worker")
+        self.wait_for("the buckets", lambda: all(buckets.exists(bucket) for bucket in BUCKETS))
+        uploaded = self.folder / "s3" / "sample-uploaded"
+        if not uploaded.exists():
+            uploader = self.bucket_client("uploader")
+            for path in filter(Path.is_file, SAMPLE.rglob("*")):
+                uploader.pipe_file(f"captures/mug/{path.relative_to(SAMPLE).as_posix()}", path.read_bytes())
+            uploaded.touch()
+
+    def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        """Ask Prefect's API, again while it is busy (SQLite); a conflict (it is there already) is an answer."""
+        answer = self.api.request(method, path, json=body)
+        while answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            self.watch()
+            time.sleep(POLL_SECONDS)
+            answer = self.api.request(method, path, json=body)
+        return answer if answer.status_code == httpx.codes.CONFLICT else answer.raise_for_status()
+
+    def make_pool(self, name: str, limit: int, **template: Any) -> None:
+        """Make a pool with its queues; a higher limit that an operator has set since, for other machines, stays."""
+        pool = {"name": name, "type": "process", "concurrency_limit": limit, **template}
+        if self.request("POST", "/work_pools/", pool).status_code == httpx.codes.CONFLICT:
+            known = self.request("GET", f"/work_pools/{name}").json()["concurrency_limit"]
+            raised = {"concurrency_limit": limit} if known is not None and known < limit else {}
+            self.request("PATCH", f"/work_pools/{name}", template | raised)
+        for queue, priority in QUEUES.items():
+            self.request("POST", f"/work_pools/{name}/queues", {"name": queue, "priority": priority})
+
+    def set_engine(self, engine: str) -> None:
+        """Set what `auto` means to those who hand their inference over."""
+        deployment = self.request("GET", "/deployments/name/infer/cuda").json()
+        parameters = {**deployment["parameters"], "engine": engine}
+        self.request("PATCH", f"/deployments/{deployment['id']}", {"parameters": parameters})
+
+    def start_worker(self, pool: str, number: str, limit: int, **env: str) -> None:
+        name = f"{pool}-{number}"
+        options = {"pool": pool, "type": "process", "name": name, "limit": limit}
+        arguments = [part for option, value in options.items() for part in (f"--{option}", str(value))]
+        self.spawn(f"worker-{name}", [*PREFECT, "worker", "start", *arguments], self.worker_env | env)
+
+    def workers_online(self) -> bool:
+        expected = {name.removeprefix("worker-") for name in self.children if name.startswith("worker-")}
+        answers = [self.request("POST", f"/work_pools/{pool}/workers/filter", {}) for pool in ("cpu", "cuda")]
+        found = [worker for answer in answers for worker in answer.json()]
+        return expected <= {worker["name"] for worker in found if worker["status"] == "ONLINE"}
+
+    @cached_property
+    def env(self) -> dict[str, str]:
+        """Of every process: ours, without what configures another server, other storage, or this stack."""
+        foreign = ("PREFECT_", "AWS_", "FSSPEC_", "CAPTURE2MESH_STACK_")
+        auth = {"PREFECT_API_AUTH_STRING": self.auth} if self.auth else {}
+        return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | {
+            MEMBER: str(self.folder),
+            "DO_NOT_TRACK": "1",
+            "PREFECT_HOME": str(self.folder / "prefect"),
+            "PREFECT_API_URL": f"{self.ui}/api",
+            "PREFECT_UI_API_URL": f"{self.ui}/api",  # else the UI looks for it at port 4200
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            **auth,
+        }
+
+    @cached_property
+    def worker_env(self) -> dict[str, str]:
+        """Of the workers and their runs."""
+        key, secret = self.key_of("worker")
+        return {
+            "AWS_ENDPOINT_URL": self.s3,
+            "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_ACCESS_KEY_ID": key,
+            "AWS_SECRET_ACCESS_KEY": secret,
+            "CAPTURE2MESH_STORE": "s3://store",
+            "CAPTURE2MESH_SCRATCH": str(self.folder / "scratch"),
+            "CAPTURE2MESH_PUBLIC_URL": f"{self.s3}/assets",
+            "CAPTURE2MESH_INFER_DEPLOYMENT": "",
+        }
+
+    def key_of(self, identity: str) -> tuple[str, str]:
+        """Key and secret of an identity of the S3 server."""
+        identities = {each["name"]: each for each in json.loads(self.keys.read_text())["identities"]}
+        (key,) = identities[identity]["credentials"]
+        return key["accessKey"], key["secretKey"]
+
+    def bucket_client(self, identity: str) -> fsspec.AbstractFileSystem:
+        key, secret = self.key_of(identity)
+        client = {"endpoint_url": self.s3, "region_name": REGION}
+        return fsspec.filesystem("s3", key=key, secret=secret, client_kwargs=client, use_listings_cache=False)
+
+    def spawn(self, name: str, command: list[str], env: Mapping[str, str], cwd: Path = ROOT) -> None:
+        """Start a process in a group and a session of its own, with a log of its own; the last one's log is kept."""
+        log = self.logs / f"{name}.log"
+        if log.exists():
+            log.replace(log.with_suffix(".log.1"))
+        with log.open("wb") as stream:
+            self.children[name] = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env={**self.env, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def call(self, name: str, command: list[str]) -> int:
+        """Run a command to its end; gives its exit status."""
+        self.spawn(name, command, self.worker_env)
+        self.wait_for(name, lambda: self.children[name].poll() is not None, but=name)
+        return self.children.pop(name).returncode
+
+    def last_lines(self, name: str) -> str:
+        log = self.logs / f"{name}.log"
+        lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        return "\n".join([*(f"  {line}" for line in lines), f"(the last lines of {log})"])
+
+    def watch(self, but: str = "") -> None:
+        """Raise StackError where a process has ended."""
+        for name, child in self.children.items():
+            if name != but and child.poll() is not None:
+                raise StackError(f"{name} ended with status {child.returncode}:\n{self.last_lines(name)}")
+
+    def wait_for(self, what: str, condition: Callable[[], bool], but: str = "") -> None:
+        begun = time.monotonic()
+        while not condition():
+            self.watch(but)
+            if time.monotonic() > begun + START_SECONDS:
+                raise StackError(f"{what}: not there after {START_SECONDS} s; see {self.logs}")
+            time.sleep(POLL_SECONDS)
+        say(f"{what}: {time.monotonic() - begun:.1f} s")
+
+    def stop(self) -> None:
+        """End every process: runs first, while their workers can tell the server of it, then the workers."""
+        sessions = {child.pid for child in self.children.values()}
+        end(self.folder, sessions)
+        workers = [child for name, child in self.children.items() if name.startswith("worker-")]
+        for wave in workers, [child for child in self.children.values() if child not in workers]:
+            for child in wave:
+                child.terminate()
+            for child in wave:
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(STOP_SECONDS)
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+        end(self.folder)
+
+    def show(self) -> None:
+        """Where everything is, and what to try."""
+        lines = {
+            "Prefect UI": self.ui + (" (sign in with admin:<the password>)" if self.auth else ""),
+            "S3": f"{self.s3} (buckets {', '.join(BUCKETS)}; keys in {self.keys})",
+            "Assets": f"{self.s3}/assets/ (anyone on this machine may read)",
+            "Workers": ", ".join(name for name in self.children if name.startswith("worker-")),
+            "auto means": self.engine,
+            "Logs": str(self.logs),
+            "Try it": f"{self.ui}/deployments: default > Run > Custom run,"
+            " with capture s3://captures/mug and output s3://assets",
+            "or": f"PREFECT_API_URL={self.ui}/api {sys.executable} -m prefect deployment run reconstruct/default"
+            " -p capture=s3://captures/mug -p output=s3://assets",
+        }
+        for name, text in lines.items():
+            say(f"{name:12}{text}")
+        say("It is up; Ctrl-C stops it.")
+
+
+def new_identities() -> dict[str, Any]:
+    """The S3 server's identities with new keys; whoever has none may read what is published."""
+    identities = [
+        {
+            "name": name,
+            "credentials": [{"accessKey": f"{name}-{secrets.token_hex(4)}", "secretKey": secrets.token_urlsafe(32)}],
+            "actions": actions,
+        }
+        for name, actions in GRANTS.items()
+    ]
+    return {"identities": [*identities, {"name": "anonymous", "actions": ["Read:assets"]}]}
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file, whole or not at all, that only its owner can read."""
+    temporary = path.with_suffix(".new")
+    temporary.touch(mode=0o600)
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def gpus() -> list[str]:
+    """The GPUs that nvidia-smi lists, less those that CUDA_VISIBLE_DEVICES hides."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [device for device in visible.split(",") if device not in ("", "-1")]
+    try:
+        command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return []
+
+
+def check_ports(settings: StackSettings) -> None:
+    """Raise StackError where someone else listens."""
+    for name in "ui_port", "s3_port":
+        port = getattr(settings, name)
+        with closing(socket.socket()) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError as error:
+                variable = f"CAPTURE2MESH_STACK_{name.upper()}"
+                raise StackError(f"port {port} is taken ({error.strerror}); free it, or set {variable}") from error
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody has."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(closing(socket.socket())) for _ in range(count)]
+        for each in sockets:
+            each.bind((HOST, 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+def members(folder: Path, but: Container[int] = ()) -> list[int]:
+    """Processes of a folder's stack (Linux), `but` those of some sessions; a run is in a session of its own."""
+    found, mark = [], f"{MEMBER}={folder}".encode()
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            pid = int(environment.parent.name)
+            if mark in environment.read_bytes().split(b"\0") and os.getsid(pid) not in but:
+                found.append(pid)
+    return found
+
+
+def end(folder: Path, but: Container[int] = ()) -> None:
+    """End processes of a folder's stack, if need be by force."""
+    for number in signal.SIGTERM, signal.SIGKILL:
+        for pid in members(folder, but):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        deadline = time.monotonic() + STOP_SECONDS
+        while members(folder, but) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Within the block this is the folder's only stack; raises StackError where another one runs."""
+    pid_file = folder / PID_FILE
+    if folder.exists() and not pid_file.exists() and any(folder.iterdir()):
+        raise StackError(f"{folder}: holds something else than a stack; set CAPTURE2MESH_STACK_FOLDER to a new folder")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with pid_file.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StackError(f"{folder}: its stack is running already; make stack-down stops it") from error
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+def up(settings: StackSettings) -> None:
+    """Run the stack until a signal comes; raises StackError where one of its processes ends."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Stopped
+
+    stack = Stack(settings)
+    with lock(stack.folder):
+        end(stack.folder)  # what a stack has left that was killed itself
+        for number in SIGNALS:
+            # nohup ignores one; a shell's `&` ignores SIGINT, which children would inherit and workers end by
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, interrupt)
+        try:
+            stack.start()
+            stack.show()
+            while True:
+                stack.watch()
+                time.sleep(POLL_SECONDS)
+        except Stopped:
+            say("stopping")
+        finally:
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            stack.stop()
+
+
+def down(folder: Path) -> None:
+    """Stop the folder's stack, wherever it was started, and wait for its end."""
+    pid_file = folder / PID_FILE
+    if not pid_file.exists():
+        raise StackError(f"{folder}: no stack has been started here")
+    with pid_file.open() as stream:
+        # a lock that is held shows that the number is a running stack's
+        with suppress(BlockingIOError):
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            end(folder)
+            return
+        with suppress(ProcessLookupError):
+            os.kill(int(stream.read()), signal.SIGTERM)
+        fcntl.flock(stream, fcntl.LOCK_SH)
+
+
+def reset(folder: Path) -> None:
+    """Stop the folder's stack and remove its state; a database of your own (PostgreSQL) stays."""
+    down(folder)
+    shutil.rmtree(folder)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=["up", "down", "reset"])
+    command = parser.parse_args().command
+    for name in "NO_PROXY", "no_proxy":  # what listens on the loopback interface is reached through no proxy
+        os.environ[name] = ",".join(filter(None, (HOST, os.environ.get(name))))
+    settings = StackSettings()
+    folder = settings.folder.expanduser().resolve()
+    try:
+        if command == "up":
+            up(settings)
+        else:
+            {"down": down, "reset": reset}[command](folder)
+    except (StackError, httpx.HTTPError) as error:
+        say(f"error: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
