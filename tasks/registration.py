@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from tasks.capture.views import View
-from tasks.inference.depth import DepthMap, cut_out, without_outliers
+from tasks.depth import DepthMap, cut_out, without_outliers
 
 Floats = NDArray[np.float64]
 

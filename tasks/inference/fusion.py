@@ -18,8 +18,8 @@ from skimage.measure import marching_cubes
 
 from tasks.capture.cameras import Camera
 from tasks.capture.views import View
+from tasks.depth import DepthMap, Planes, cut_out, noise_level, tangent_planes, window_for
 from tasks.errors import InferenceFailed
-from tasks.inference.depth import DepthMap, Planes, cut_out, noise_level, tangent_planes, window_for
 from tasks.inference.unseen import continued
 from tasks.settings import FusionParameters
 from tasks.surface import without_crumbs

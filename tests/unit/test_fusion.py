@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from tasks.capture.cameras import Camera
 from tasks.capture.views import View
+from tasks.depth import cut_out, noise_level, tangent_planes, without_outliers
 from tasks.errors import InferenceFailed
 from tasks.inference import fusion
-from tasks.inference.depth import cut_out, noise_level, tangent_planes, without_outliers
 from tasks.inference.fusion import fuse
 from tasks.render import RayScene, render
 from tasks.settings import FusionParameters

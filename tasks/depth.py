@@ -1,4 +1,4 @@
-"""Depth maps made ready for fusion: outliers out, noise smoothed, one tangent plane per pixel."""
+"""Depth maps made ready for fusion and registration: outliers out, noise smoothed, one tangent plane per pixel."""
 
 from __future__ import annotations
 
