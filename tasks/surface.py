@@ -29,7 +29,7 @@ CRUMB_FRACTION = 0.02
 # have piled up, and leaves 0.6 times the distance to the dense mesh
 FIRST_PASS = 5
 REPAIR_ROUNDS = 3  # filled holes may exceed the budget; the second time there are none left
-INSIDE_SAMPLES = 9  # vertices of a piece that tell whether it lies inside of another
+INSIDE_SAMPLES = 5  # vertices of a piece that tell whether it lies inside of another
 
 
 def simplify(vertices: NDArray[np.floating], faces: NDArray[np.integer], budget: int) -> tuple[Vertices, Faces]:
@@ -148,12 +148,14 @@ def volume(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> float:
 def winding_number(point: NDArray[np.floating], vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> float:
     """How often a mesh encloses a point (3,): 1 inside of a closed, outward oriented one, 0 outside
     (van Oosterom and Strackee 1983, The solid angle of a plane triangle)."""
-    towards = vertices.astype(np.float64) - point
+    towards = (vertices - point).astype(np.float32)
     a, b, c = (towards[faces[:, corner]] for corner in range(3))
-    x, y, z = (np.linalg.norm(towards, axis=1)[faces[:, corner]] for corner in range(3))
+    lengths = np.linalg.norm(towards, axis=1)
+    x, y, z = (lengths[faces[:, corner]] for corner in range(3))
     dots = [np.einsum("md,md->m", *pair) for pair in ((a, b), (b, c), (c, a))]
     above = np.einsum("md,md->m", a, np.cross(b, c))
-    return float(np.arctan2(above, x * y * z + dots[0] * z + dots[1] * x + dots[2] * y).sum() / (2 * np.pi))
+    angles = np.arctan2(above, x * y * z + dots[0] * z + dots[1] * x + dots[2] * y)
+    return float(angles.sum(dtype=np.float64) / (2 * np.pi))
 
 
 def _without_doubles(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces]:

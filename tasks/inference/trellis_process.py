@@ -34,8 +34,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Arrays = Mapping[str, NDArray[Any]]
-
 GIB = 2**30
 PREPARED_SIZE = (518, 518)
 # A step of the latents' flow takes about five times one of the structure's (measured with 6 and 16 views)

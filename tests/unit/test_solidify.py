@@ -56,6 +56,16 @@ def test_shape_is_kept_and_the_bowl_stays_open() -> None:
     assert winding_number(np.zeros(3), *solid()) == pytest.approx(0, abs=1e-3)
 
 
+def test_an_inner_side_of_more_area_than_the_outer_one_goes() -> None:
+    """As TRELLIS meshes have it: rough, just beneath the outer side, and of more faces."""
+    outer, inner = ball(1.0), ball(0.95, subdivisions=5)
+    inner.vertices *= np.random.default_rng(0).uniform(0.94, 1.0, (len(inner.vertices), 1))
+    assert inner.area > outer.area
+    mesh = solidified(inner, outer)
+    assert mesh.is_watertight and mesh.body_count == 1
+    assert np.linalg.norm(mesh.vertices, axis=1).min() > 0.99
+
+
 def test_result_has_the_same_bytes_again() -> None:
     again = solidify(dense().vertices, dense().faces, FACES)
     assert all(a.tobytes() == b.tobytes() for a, b in zip(solid(), again, strict=True))
