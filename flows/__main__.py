@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from flows import weights
+from flows import store, weights
 
 if TYPE_CHECKING:
+    from tasks.plan import Plan
     from tasks.publish import Published
     from tasks.settings import EngineName, Parameters
 
@@ -38,6 +41,7 @@ app = typer.Typer(
 
 
 app.add_typer(weights.app, name="weights")
+app.add_typer(store.app, name="store")
 
 
 @app.command()
@@ -51,27 +55,92 @@ def reconstruct(
     json_: Annotated[bool, typer.Option("--json", help="Print the report and nothing else on stdout.")] = False,
 ) -> None:
     """Reconstruct one capture."""
-    for name, value in PREFECT_DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    from tasks.errors import Capture2MeshError, InputError, MeshRejected
+    from tasks.errors import MeshRejected
 
     status = EXIT_DONE
-    try:
-        published = _reconstruct(capture, output, engine, _parameters(set_ or []))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(EXIT_BAD_INPUT) from None
-    except MeshRejected as error:
-        print(f"error: {error}", file=sys.stderr)
-        published, status = cast("Published", error.published), EXIT_FAILED
-    except Capture2MeshError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(EXIT_FAILED) from None
+    with _run() as parameters_of:
+        from flows.reconstruct import reconstruct
+
+        try:
+            published = reconstruct(capture, output, engine, parameters_of(set_ or []))
+        except MeshRejected as error:
+            print(f"error: {error}", file=sys.stderr)
+            published, status = cast("Published", error.published), EXIT_FAILED
     if json_:
         print(published.report.model_dump_json(indent=1))
     else:
         _tell(published)
     raise typer.Exit(status)
+
+
+@app.command()
+def dataset(
+    dataset: Annotated[str, typer.Argument(help="Folder or URL above the captures, or a list: .txt, .csv, .jsonl.")],
+    output: Annotated[str, typer.Argument(help="Folder or URL below which assets and report are published.")],
+    engine: Annotated[Literal["auto", "fusion", "trellis"], typer.Option(help="What makes the geometry.")] = "auto",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter, e.g. export.texture_px=2048.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and do nothing.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Try again what has failed before.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print plan or outcome as JSON, nothing else.")] = False,
+) -> None:
+    """Reconstruct every capture of a dataset that is not published yet."""
+    if dry_run:
+        with _errors_told():
+            planned = _plan(dataset, output, engine, set_ or [], retry)
+        print(_plan_json(planned) if json_ else _plan_text(planned))
+        raise typer.Exit(EXIT_DONE)
+    with _run() as parameters_of:
+        from flows.dataset import reconstruct_dataset
+
+        report = reconstruct_dataset(dataset, output, engine, parameters_of(set_ or []), retry)
+    if json_:
+        print(report.model_dump_json(indent=1))
+    else:
+        for state, count in report.counts.items():
+            print(f"{state:10} {count}")
+        print(f"report     {report.url}/index.html")
+    raise typer.Exit(EXIT_DONE if report.whole else EXIT_FAILED)
+
+
+@app.command()
+def sweep(
+    watched: Annotated[str, typer.Argument(help="Folder or URL that captures are uploaded to.")],
+    output: Annotated[str, typer.Argument(help="Folder or URL below which the assets are published.")],
+) -> None:
+    """Submit what has been uploaded and is not published yet to the server of PREFECT_API_URL."""
+    _prefect_defaults()
+    with _errors_told():
+        from flows.submit import require_server
+        from flows.sweep import sweep
+
+        require_server()
+        counts = sweep(watched, output)
+    for state, count in sorted(counts.items()):
+        print(f"{state:12}{count}")
+
+
+@app.command()
+def receive() -> None:
+    """Receive a storage's notifications over HTTP and submit what is uploaded (CAPTURE2MESH_RECEIVE_* set how)."""
+    with _serving():
+        from flows.receive import serve
+        from flows.submit import submitter
+        from tasks.settings import settings
+
+        serve(submitter().submit, settings())
+
+
+@app.command("poll-sqs")
+def poll_sqs() -> None:
+    """Take the notifications of AWS S3 from CAPTURE2MESH_SQS_QUEUE_URL and submit what is uploaded."""
+    with _serving():
+        from flows.poll_sqs import poll
+        from flows.submit import submitter
+        from tasks.settings import settings
+
+        poll(submitter().submit, settings())
 
 
 @app.command()
@@ -115,24 +184,88 @@ def doctor(
     raise typer.Exit(EXIT_DONE if runs else EXIT_FAILED)
 
 
-def _reconstruct(capture: str, output: str, engine: EngineName, parameters: Parameters) -> Published:
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+def _prefect_defaults() -> None:
+    for name, value in PREFECT_DEFAULTS.items():
+        os.environ.setdefault(name, value)
 
-    from flows.reconstruct import reconstruct
-    from flows.terminal import Terminal
-    from tasks.stage import observed_by
 
-    with ExitStack() as stack:
-        terminal = stack.enter_context(Terminal())
-        if not PREFECT_API_URL.value():
-            from flows.ephemeral import start_server
+@contextmanager
+def _serving() -> Iterator[None]:
+    """For commands that run until they are stopped: their log goes to stderr."""
+    _prefect_defaults()
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "2")  # who sends a notification waits for the answer
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    with _errors_told():
+        yield
 
-            terminal.console.print("starting Prefect's own server for this run (PREFECT_API_URL names another)")
-            start_server()
-            # heartbeats tell a server of lost runs and cost a second; this server ends with the run
-            stack.enter_context(temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}))
-        stack.enter_context(observed_by(terminal))
-        return reconstruct(capture, output, engine, parameters)
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    """Our errors become a line on stderr and an exit status."""
+    from tasks.errors import Capture2MeshError, InputError
+
+    try:
+        yield
+    except Capture2MeshError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED) from None
+
+
+@contextmanager
+def _run() -> Iterator[Callable[[list[str]], Parameters]]:
+    """Within the block flows can be called: against the server that is configured, or one of their own."""
+    _prefect_defaults()
+    with _errors_told(), ExitStack() as stack:
+        from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+        from flows.terminal import Terminal
+        from tasks.stage import observed_by
+
+        terminal = Terminal()
+
+        def ready(assignments: list[str]) -> Parameters:
+            parameters = _parameters(assignments)
+            stack.enter_context(terminal)
+            if not PREFECT_API_URL.value():
+                from flows.ephemeral import start_server
+
+                terminal.console.print("starting Prefect's own server for this run (PREFECT_API_URL names another)")
+                start_server()
+                # heartbeats tell a server of lost runs and cost a second; this server ends with the run
+                stack.enter_context(temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}))
+            stack.enter_context(observed_by(terminal))
+            return parameters
+
+        yield ready
+
+
+def _plan(dataset: str, output: str, engine: EngineName, assignments: list[str], retry: bool) -> Plan:
+    from flows.infer import deployed_engine
+    from tasks.inference.infer import resolve_engine
+    from tasks.plan import plan
+    from tasks.settings import settings
+
+    deployment = settings().batch_deployment
+    choice = deployed_engine(deployment, engine) if deployment else resolve_engine(engine)
+    return plan(dataset, output, choice, _parameters(assignments), retry=retry)
+
+
+def _plan_json(planned: Plan) -> str:
+    lines = [each.model_dump(exclude={"listing"}) for each in planned.captures]
+    return json.dumps({"dataset": planned.dataset, "counts": planned.counts(), "captures": lines}, indent=1)
+
+
+def _plan_text(planned: Plan) -> str:
+    """One line a capture that is not published, and the counts."""
+    width = max(len(each.id) for each in planned.captures)
+    rows = [
+        f"{each.state:9} {each.id:{width}} {each.reason.partition(chr(10))[0]}".rstrip()
+        for each in planned.captures
+        if each.state != "published"
+    ]
+    counts = ", ".join(f"{count} {state}" for state, count in planned.counts().items())
+    return "\n".join([*rows, f"{len(planned.captures)} captures: {counts}"])
 
 
 def _parameters(assignments: list[str]) -> Parameters:

@@ -72,6 +72,15 @@ def deployed_engine(deployment: str, asked: EngineName) -> EngineChoice:
     return EngineChoice(name=name, version=ENGINES[name].version, reason=reason)
 
 
+def require_shared_store(deployment: str) -> None:
+    """Raise InputError where the machines of a deployment cannot see this process's store."""
+    if store().root.local and not settings().store_shared:
+        raise InputError(
+            f"store {store().root.url}: a folder of this machine; set CAPTURE2MESH_STORE to one that the machines of"
+            f" {deployment} see as well (s3://...), or CAPTURE2MESH_STORE_SHARED=1 if they do see it"
+        )
+
+
 def infer_there(
     deployment: str,
     capture: Capture,
@@ -84,11 +93,7 @@ def infer_there(
     found = infer.stored(capture, engine, parameters, weights)
     if found is not None and (exporter_of(engine, export) != "to_glb" or export_glb.stored(found, capture, export)):
         return infer(capture, engine, parameters, weights)
-    if store().root.local and not settings().store_shared:
-        raise InputError(
-            f"store {store().root.url}: a folder of this machine; set CAPTURE2MESH_STORE to one that the machines of"
-            f" {deployment} see as well (s3://...), or CAPTURE2MESH_STORE_SHARED=1 if they do see it"
-        )
+    require_shared_store(deployment)
     with timed("infer"):
         asked = {"capture": capture, "engine": engine.name, "parameters": parameters}
         asked |= {"weights": weights, "export": export}

@@ -3,70 +3,118 @@
 from __future__ import annotations
 
 from prefect import flow, runtime
+from pydantic import BaseModel, ConfigDict
 
 from flows.infer import deployed_engine, infer_here, infer_there
-from tasks.capture.stages import list_capture, stage_capture, upload_key, validate_capture
+from flows.outcome import emit_published, failure_emitted
+from tasks.capture.checks import CaptureReport
+from tasks.capture.listing import Listing, list_capture, upload_key
+from tasks.capture.stages import Capture, stage_capture, validate_capture
 from tasks.convert import convert_formats
-from tasks.errors import MeshRejected
+from tasks.errors import CaptureRefused, MeshRejected
 from tasks.export import export_glb
-from tasks.inference.infer import ENGINES, resolve_engine, weights_for
+from tasks.inference.infer import ENGINES, EngineChoice, Reconstruction, resolve_engine, weights_for
+from tasks.ledger import failures_recorded
 from tasks.publish import Published, Results, publish, run_key
 from tasks.report import public_url, show_capture, show_report
 from tasks.settings import EngineName, Parameters, settings
-from tasks.stage import Timings, observed_by, timed
+from tasks.stage import Timings, in_flow, observed_by, timed
 from tasks.storage import Location
 from tasks.store import store
 from tasks.validate import PREVIEW_SHEET, validate_mesh
+from tasks.weights.pins import Weights
 
 
 def _run_name() -> str:
     return Location.of(runtime.flow_run.parameters["capture"]).name
 
 
+class Prepared(BaseModel):
+    """A capture that its engine can reconstruct."""
+
+    model_config = ConfigDict(frozen=True)
+
+    capture: Capture
+    examined: CaptureReport
+    engine: EngineChoice
+    weights: Weights | None
+    upload_key: str
+
+
 @flow(name="reconstruct", flow_run_name=_run_name)
 def reconstruct(
-    capture: str, output: str, engine: EngineName = "auto", parameters: Parameters = Parameters()
+    capture: str, output: str, engine: EngineName = "auto", parameters: Parameters = Parameters(), root: str = ""
 ) -> Published:
     """Reconstruct one capture and publish the mesh with its report.
 
     Args:
         capture: Folder or URL of the capture, for example s3://captures/mug
         output: Folder or URL below which the asset is published, for example s3://assets
-        engine: auto takes the best engine that can run; fusion needs depth maps and cameras
+        engine: auto takes the best one that can run; fusion needs depth maps and cameras, trellis a GPU
         parameters: What changes the result; the defaults are good
+        root: Folder or URL above the capture; the asset is published at the capture's path below it. Empty: its parent
     """
     deployment = settings().infer_deployment
     choice = deployed_engine(deployment, engine) if deployment else resolve_engine(engine)
     timings = Timings()
-    with observed_by(timings):
-        listing = list_capture(capture)
-        staged = stage_capture(listing)
-        with staged.in_scratch():
-            examined = validate_capture(staged, ENGINES[choice.name].needs)
-            show_capture(staged.id, examined)
-            weights = weights_for(choice, examined)
+    listing = list_capture(capture, root)
+    key = upload_key(listing, choice.name, parameters)
+    with (
+        observed_by(timings),
+        failure_emitted(listing.id, listing.uri),
+        failures_recorded(output, key, listing.uri),
+    ):
+        prepared = prepare(listing, choice, key)
+        with prepared.capture.in_scratch():
+            show_capture(listing.id, prepared.examined)
             if deployment:
-                reconstruction = infer_there(deployment, staged, choice, parameters.infer, weights, parameters.export)
+                reconstruction = infer_there(
+                    deployment, prepared.capture, choice, parameters.infer, prepared.weights, parameters.export
+                )
             else:
-                reconstruction = infer_here(staged, choice, parameters.infer, weights)
-            mesh = export_glb(reconstruction, staged, parameters.export)
-            formats = convert_formats(mesh, reconstruction, parameters.formats)
-            checked = validate_mesh(mesh, staged, parameters.limits)
-        results = Results(
-            capture=staged,
-            capture_report=examined,
-            engine=choice,
-            reconstruction=reconstruction,
-            mesh=mesh,
-            formats=formats,
-            mesh_report=checked,
-        )
-        key, upload = run_key(reconstruction, staged, parameters), upload_key(listing, choice.name, parameters)
-        report = results.report(parameters, tuple(timings.stages))
-        with timed("publish"):
-            folder = publish(results, report, output, key, upload)
+                reconstruction = infer_here(prepared.capture, choice, parameters.infer, prepared.weights)
+            published = finish(prepared, reconstruction, parameters, output, timings)
+    emit_published(listing.id, listing.uri, published)
+    return published
+
+
+def prepare(listing: Listing, engine: EngineChoice, key: str) -> Prepared:
+    """Stage and validate a capture; raises CaptureRefused where it lacks what the engine needs."""
+    staged = stage_capture(listing)
+    try:
+        examined = validate_capture(staged, ENGINES[engine.name].needs)
+    except CaptureRefused:
+        staged.leave_scratch()
+        raise
+    weights = weights_for(engine, examined)
+    return Prepared(capture=staged, examined=examined, engine=engine, weights=weights, upload_key=key)
+
+
+def finish(
+    prepared: Prepared, reconstruction: Reconstruction, parameters: Parameters, output: str, timings: Timings
+) -> Published:
+    """Export, convert, validate and publish; raises MeshRejected, once it is published, for a mesh below the floor."""
+    capture = prepared.capture
+    mesh = export_glb(reconstruction, capture, parameters.export)
+    formats = convert_formats(mesh, reconstruction, parameters.formats)
+    checked = validate_mesh(mesh, capture, parameters.limits)
+    results = Results(
+        capture=capture,
+        capture_report=prepared.examined,
+        engine=prepared.engine,
+        reconstruction=reconstruction,
+        mesh=mesh,
+        formats=formats,
+        mesh_report=checked,
+    )
+    report = results.report(parameters, tuple(timings.stages))
+    with timed("publish"):
+        publishing = publish if in_flow() else publish.fn
+        key = run_key(reconstruction, capture, parameters)
+        folder = publishing(results, report, output, key, prepared.upload_key)
     published = Published(url=folder, report=report.model_copy(update={"stages": tuple(timings.stages)}))
-    show_report(published.report, folder, public_url(folder, output), store().read(checked, PREVIEW_SHEET))
+    if in_flow():
+        show_report(published.report, folder, public_url(folder, output), store().read(checked, PREVIEW_SHEET))
     if report.status == "failure":
-        raise MeshRejected(f"{staged.id}: the mesh is below the floor, see {folder}/report.json", published)
+        raise MeshRejected(f"{capture.id}: the mesh is below the floor, see {folder}/report.json", published)
     return published

@@ -39,8 +39,10 @@ class Terminal:
         if not self.console.is_terminal:
             self.console.print(f"{name} ...", highlight=False)
 
-    def progressed(self, name: str, fraction: float) -> None:
-        self._bars.update(self._rows[name], total=1.0, completed=fraction)
+    def progressed(self, name: str, fraction: float, note: str) -> None:
+        self._bars.update(self._rows[name], total=1.0, completed=fraction, note=note)
+        if note and not self.console.is_terminal:
+            self.console.print(f"{name}: {note}", highlight=False, soft_wrap=True)
 
     def finished(self, timing: StageTiming) -> None:
         note = "cached" if timing.cached else ""

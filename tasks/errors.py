@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
+
+
+class PublishedAsset(Protocol):
+    """What has been published, and the URL of its folder."""
+
+    @property
+    def url(self) -> str: ...
 
 
 class Problem(BaseModel):
@@ -61,6 +69,10 @@ class StorageUnavailable(StorageError):
     """A network or server fault of the storage: worth another try."""
 
 
+class ServerUnavailable(Capture2MeshError):
+    """Prefect's API does not answer: worth another try."""
+
+
 class InferenceFailed(Capture2MeshError):
     """The engine ran and gave no usable geometry."""
 
@@ -99,6 +111,9 @@ class ExportFailed(Capture2MeshError):
 class MeshRejected(Capture2MeshError):
     """A mesh below the floor: published for inspection (`published` says where), and the run fails."""
 
-    def __init__(self, message: str, published: BaseModel) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, published: PublishedAsset) -> None:
+        super().__init__(message, published)
         self.published = published
+
+    def __str__(self) -> str:
+        return str(self.args[0])

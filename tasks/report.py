@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 from urllib.parse import quote
 from uuid import UUID
 
@@ -18,13 +18,12 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from prefect.context import TaskRunContext
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.capture.checks import CaptureReport
 from tasks.capture.sheet import CONTACT_SHEET
 from tasks.settings import settings
-from tasks.stage import StageTiming, report_progress
+from tasks.stage import StageTiming, in_flow, report_progress
 from tasks.storage import FileEntry, Location
 from tasks.store import store
 from tasks.weights.pins import Weights
@@ -125,17 +124,23 @@ def status_of(checks: tuple[Check, ...]) -> Status:
     return "warning" if failed else "normal"
 
 
+class Progress(Protocol):
+    """Moves a progress display: 0 to 1, and what a terminal says beside it."""
+
+    def __call__(self, fraction: float, note: str = "") -> None: ...
+
+
 @contextmanager
-def progress_artifact(stage: str) -> Iterator[Callable[[float], None]]:
-    """A progress artifact of the running task, moved by the function it gives (0 to 1); observers hear of it too."""
-    in_task = TaskRunContext.get() is not None
+def progress_artifact(stage: str) -> Iterator[Progress]:
+    """A progress artifact of the running task or flow, moved by the function it gives (0 to 1, and a note for who sees
+    the terminal); observers hear of it too."""
     key = stage.replace("_", "-")
-    artifact = cast(UUID, create_progress_artifact(0.0, key=key, description=stage)) if in_task else None
+    artifact = cast(UUID, create_progress_artifact(0.0, key=key, description=stage)) if in_flow() else None
     shown_at = time.monotonic()
 
-    def show(fraction: float) -> None:
+    def show(fraction: float, note: str = "") -> None:
         nonlocal shown_at
-        report_progress(stage, fraction)
+        report_progress(stage, fraction, note)
         if artifact is not None and (fraction >= 1 or time.monotonic() - shown_at >= PROGRESS_SECONDS):
             shown_at = time.monotonic()
             update_progress_artifact(artifact, progress=round(100 * fraction, 1))
@@ -147,14 +152,14 @@ def progress_artifact(stage: str) -> Iterator[Callable[[float], None]]:
 def show_capture(name: str, report: CaptureReport) -> None:
     """Artifacts of the flow run: a table with one row a view, and the contact sheet."""
     create_table_artifact(
-        key=_artifact_key("capture", name),
+        key=artifact_key("capture", name),
         description=f"Views of **{name}**: {len(report.views)}, warnings: {len(report.warnings)}",
         table=[_row(view.model_dump()) for view in report.views],
     )
     warnings = "\n".join(f"- {warning}" for warning in report.warnings)
     sheet = _picture("input views", store().read(report, CONTACT_SHEET))
     create_markdown_artifact(
-        key=_artifact_key("views", name),
+        key=artifact_key("views", name),
         description=f"Input views of {name}",
         markdown=f"# {name}: input views\n\n{sheet}\n\n{warnings}",
     )
@@ -164,13 +169,13 @@ def show_report(report: Report, folder: str, url: str | None, previews: bytes) -
     """Artifacts of the flow run: the report with previews and checks, and a link to the GLB where one works."""
     name = report.capture.id
     create_markdown_artifact(
-        key=_artifact_key("report", name),
+        key=artifact_key("report", name),
         description=f"{name}: {report.status}",
         markdown=markdown_of(report, folder, url, previews),
     )
     if url is not None:
         create_link_artifact(
-            key=_artifact_key("mesh", name), link=f"{url}/mesh.glb", link_text=f"{name}: mesh.glb", description="GLB"
+            key=artifact_key("mesh", name), link=f"{url}/mesh.glb", link_text=f"{name}: mesh.glb", description="GLB"
         )
 
 
@@ -223,7 +228,8 @@ def public_url(folder: str, output: str) -> str | None:
     return f"{base}/{quote(key)}"
 
 
-def _artifact_key(kind: str, name: str) -> str:
+def artifact_key(kind: str, name: str) -> str:
+    """A key as Prefect allows them: lowercase letters, digits and dashes."""
     return f"{kind}-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}".rstrip("-")
 
 

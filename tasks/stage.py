@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -15,6 +15,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, get_
 from prefect import task
 from prefect.cache_policies import NO_CACHE, CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext
 from prefect.filesystems import RemoteFileSystem, WritableFileSystem
 from prefect.states import Completed
 from prefect.tasks import Task, exponential_backoff
@@ -43,7 +44,7 @@ class Observer(Protocol):
     """Who wants to hear of the stages of a run."""
 
     def started(self, name: str) -> None: ...
-    def progressed(self, name: str, fraction: float) -> None: ...
+    def progressed(self, name: str, fraction: float, note: str) -> None: ...
     def finished(self, timing: StageTiming) -> None: ...
 
 
@@ -60,26 +61,27 @@ def observed_by(observer: Observer) -> Iterator[None]:
         _observers.reset(token)
 
 
-def report_progress(name: str, fraction: float) -> None:
+def report_progress(name: str, fraction: float, note: str = "") -> None:
     """Tell the observers that a stage has come this far, 0 to 1."""
     for observer in _observers.get():
-        observer.progressed(name, fraction)
+        observer.progressed(name, fraction, note)
 
 
 class Timings:
-    """An observer that keeps what the report says of the stages."""
+    """An observer that keeps what the report says of the stages; `earlier` are those that ran elsewhere."""
 
-    def __init__(self) -> None:
-        self.stages: list[StageTiming] = []
+    def __init__(self, earlier: Sequence[StageTiming] = ()) -> None:
+        self.stages = list(earlier)
 
     def started(self, name: str) -> None:
         """Nothing to keep yet."""
 
-    def progressed(self, name: str, fraction: float) -> None:
+    def progressed(self, name: str, fraction: float, note: str) -> None:
         """Only the end counts."""
 
     def finished(self, timing: StageTiming) -> None:
-        self.stages.append(timing)
+        if timing.name not in [stage.name for stage in self.stages]:
+            self.stages.append(timing)
 
 
 @contextmanager
@@ -134,9 +136,16 @@ class Stage(Generic[P, R]):
         return store().load(self.name, self.key(*args, **kwargs), self.result_type, reusable=False)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run as a task of the current flow run and give the result; raises what the function raised."""
+        """Run as a task of the current flow run and give the result; raises what the function raised.
+
+        Outside of one, in a process of a batch, it runs plainly and once: the batch tries its captures again.
+        """
         with timed(self.name) as hit:
             found = self.stored(*args, **kwargs)
+            if not in_flow():
+                if found is not None:
+                    hit()
+                return found or self._made(*args, **kwargs)
             state: State[R] = self.task.with_options(
                 cache_policy=_FixedKey(self.key(*args, **kwargs)),
                 refresh_cache=found is None,
@@ -149,6 +158,12 @@ class Stage(Generic[P, R]):
             result = state.result()
         return result
 
+    def _made(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The result made anew and stored."""
+        key = self.key(*args, **kwargs)
+        with store().working_folder(self.name, key) as folder:
+            return store().commit(self.name, key, folder, self._function(folder, *args, **kwargs))
+
     def _body(self) -> Callable[P, Any]:
         """The function as Prefect sees it: without its folder, and with the store around it."""
 
@@ -156,14 +171,17 @@ class Stage(Generic[P, R]):
         def body(*args: P.args, **kwargs: P.kwargs) -> Any:
             if (found := self.stored(*args, **kwargs)) is not None:
                 return Completed(name="Cached", message="found in the store", data=found)
-            key = self.key(*args, **kwargs)
-            with store().working_folder(self.name, key) as folder:
-                return store().commit(self.name, key, folder, self._function(folder, *args, **kwargs))
+            return self._made(*args, **kwargs)
 
         parameters = list(inspect.signature(self._function).parameters.values())[1:]
         body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         del body.__wrapped__
         return body
+
+
+def in_flow() -> bool:
+    """Whether a Prefect flow runs here."""
+    return FlowRunContext.get() is not None
 
 
 def stage(

@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -173,6 +175,34 @@ class Location:
             except FileNotFoundError:
                 return {}
         return {path[len(self.path) + 1 :]: info for path, info in sorted(found.items()) if path != self.path}
+
+    def now(self) -> datetime:
+        """The time by the storage's own clock, which is the one that its files' times are of."""
+        if not self._s3:
+            return datetime.now(UTC)
+        bucket, _, prefix = self.path.partition("/")
+        with storage_errors(self.url):
+            answer = self.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+
+    def open_uploads(self) -> list[str]:
+        """URLs of the objects below whose multipart upload has begun and not ended."""
+        if not self._s3:
+            return []
+        bucket, _, prefix = self.path.partition("/")
+        found: list[str] = []
+        page: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}
+        with storage_errors(self.url):
+            while True:
+                answer = self.fs.call_s3("list_multipart_uploads", **page)
+                found += [self.fs.unstrip_protocol(f"{bucket}/{each['Key']}") for each in answer.get("Uploads", ())]
+                if not answer.get("IsTruncated"):
+                    return found
+                page |= {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+
+    @property
+    def _s3(self) -> bool:
+        return hasattr(self.fs, "call_s3")
 
     def write(self, data: bytes, **conditions: str) -> None:
         """One object, whole or not at all. `conditions` are S3's (IfMatch, IfNoneMatch)."""

@@ -15,7 +15,7 @@ from pydantic import AliasChoices, BaseModel, Field, StringConstraints
 
 from tasks.storage import FileEntry
 
-VIEWS, DEPTH, TRANSFORMS, MANIFEST = "views", "depth", "transforms.json", "manifest.json"
+VIEWS, DEPTH, TRANSFORMS, MANIFEST, MARKER = "views", "depth", "transforms.json", "manifest.json", "_COMPLETE"
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 DEPTH_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".exr", ".npy"})
 
@@ -88,6 +88,18 @@ def leaves_folder(path: str) -> bool:
         or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path) is not None
         or any(ord(character) < ord(" ") for character in path)
     )
+
+
+def capture_of(path: str) -> str | None:
+    """The folder of the capture that a file below some root is of, relative to the root ("" is the root itself).
+
+    None where it is of no capture: not in views/ or depth/, nor named as what lies beside them.
+    """
+    *folders, name = path.split("/")
+    for index in reversed(range(len(folders))):
+        if folders[index] in (VIEWS, DEPTH):
+            return "/".join(folders[:index])
+    return "/".join(folders) if name in (TRANSFORMS, MANIFEST, MARKER) else None
 
 
 def belongs(path: str) -> bool:

@@ -57,6 +57,7 @@ class Engine(Protocol):
     exporter: ExporterName
     has_weights: bool
     closed: bool  # whether its surfaces are closed and without defects
+    shares_model: bool  # one model, loaded once, takes capture after capture; else each process runs its own
 
     def missing(self) -> str | None:
         """Why it cannot run on this machine, as far as is quickly seen; weights apart."""
@@ -94,6 +95,7 @@ class Fusion:
     exporter: ExporterName = "native"
     has_weights = False
     closed = True
+    shares_model = False
 
     def missing(self) -> str | None:
         return None

@@ -238,6 +238,7 @@ class Trellis:
     exporter: ExporterName = "to_glb"
     has_weights = True
     closed = False
+    shares_model = True
 
     def __init__(self, runtime: Callable[[], Runtime] | None = None) -> None:
         self._runtime = runtime or runtime_here

@@ -1,0 +1,112 @@
+"""A whole dataset: find its captures, plan, reconstruct what is missing, report."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+
+from prefect import flow, runtime
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.objects import FlowRun, WorkerStatus
+from prefect.deployments import run_deployment
+
+from flows.batch import PROGRESS, work_through
+from flows.infer import deployed_engine, require_shared_store
+from tasks.dataset_report.publish import DatasetReport, publish_dataset_report, show_plan
+from tasks.errors import InferenceInterrupted
+from tasks.inference.infer import EngineChoice, resolve_engine
+from tasks.ledger import forget_failure
+from tasks.plan import Planned, plan
+from tasks.report import progress_artifact
+from tasks.settings import EngineName, Parameters, settings
+from tasks.storage import Location
+from tasks.store import store
+
+POLL_SECONDS = 3
+CRASHES = 3  # of batches that are replaced; then something is wrong with the machines
+
+
+def _run_name() -> str:
+    return Location.of(runtime.flow_run.parameters["dataset"]).name
+
+
+@flow(name="reconstruct-dataset", flow_run_name=_run_name)
+def reconstruct_dataset(
+    dataset: str,
+    output: str,
+    engine: EngineName = "auto",
+    parameters: Parameters = Parameters(),
+    retry: bool = False,
+) -> DatasetReport:
+    """Reconstruct every capture of a dataset that is not published yet; a capture that fails costs itself only.
+
+    Args:
+        dataset: Folder or URL above the captures, or a list of captures (.txt, .csv, .jsonl)
+        output: Folder or URL below which the assets and the dataset's report are published
+        engine: auto takes the best engine that can run; fusion needs depth maps and cameras
+        parameters: What changes the results; the defaults are good
+        retry: Try again what has failed before; else it waits until its content changes
+    """
+    deployment, begun = settings().batch_deployment, time.monotonic()
+    choice = deployed_engine(deployment, engine) if deployment else resolve_engine(engine)
+    planned = plan(dataset, output, choice, parameters, retry=retry)
+    show_plan(planned, Location.of(dataset).name)
+    for capture in planned.pending:
+        if retry and capture.attempts:
+            forget_failure(output, capture.upload_key)
+    if planned.pending and deployment:
+        _hand_over(deployment, planned.pending, output, choice, parameters)
+    elif planned.pending:
+        work_through(planned.pending, output, choice, parameters)
+    after = plan(dataset, output, choice, parameters) if planned.pending else planned
+    return publish_dataset_report(planned, after, output, time.monotonic() - begun)
+
+
+def _hand_over(
+    deployment: str, captures: Sequence[Planned], output: str, engine: EngineChoice, parameters: Parameters
+) -> None:
+    """Have the workers of a deployment do it: a batch each, all of them over the same list, capture by claimed capture.
+
+    A worker that comes while they run gets a batch as well; one that crashes is replaced.
+    """
+    require_shared_store(deployment)
+    lines = [json.dumps({"capture": each.uri, "id": each.id}) for each in captures]
+    listed = store().root / "_plans" / f"{uuid.uuid4().hex}.jsonl"
+    listed.write("\n".join(lines).encode())
+    asked = {"dataset": listed.url, "output": output, "engine": engine.name, "parameters": parameters}
+    runs: list[FlowRun] = []
+    try:
+        with get_client(sync_client=True) as client, progress_artifact("captures") as show:
+            pool = client.read_deployment_by_name(deployment).work_pool_name or ""
+            while True:
+                runs = [client.read_flow_run(run.id) for run in runs]
+                states = [run.state for run in runs if run.state is not None]
+                ended = [state for state in states if state.is_final()]
+                if any(state.is_completed() for state in ended):
+                    if len(ended) == len(runs):  # the list has been gone through
+                        return
+                elif len(ended) >= CRASHES or any(state.is_cancelled() for state in ended):
+                    raise InferenceInterrupted(f"{deployment}: no batch came to its end: {ended[-1].message}")
+                elif len(runs) - len(ended) < max(1, _online(client, pool)):
+                    runs.append(run_deployment(deployment, parameters=asked, timeout=0))  # type: ignore[arg-type]
+                show(_gone_through(client, runs))
+                time.sleep(POLL_SECONDS)
+    finally:
+        listed.delete()
+
+
+def _online(client: SyncPrefectClient, pool: str) -> int:
+    """How many workers serve a pool."""
+    return sum(worker.status == WorkerStatus.ONLINE for worker in client.read_workers_for_work_pool(pool))
+
+
+def _gone_through(client: SyncPrefectClient, runs: Sequence[FlowRun]) -> float:
+    """How far the batches are in their common list, 0 to 1: each has a progress artifact."""
+    wanted = ArtifactFilter(
+        flow_run_id=ArtifactFilterFlowRunId(any_=[run.id for run in runs]), key=ArtifactFilterKey(any_=[PROGRESS])
+    )
+    artifacts = client.read_artifacts(artifact_filter=wanted)
+    return max((float(str(artifact.data)) / 100 for artifact in artifacts), default=0.0)

@@ -1,0 +1,109 @@
+"""The sweep: what lies complete in a bucket and is not published yet is submitted, whatever became of notifications."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+
+from prefect import flow, get_run_logger, runtime
+from prefect.artifacts import create_table_artifact
+
+from flows.submit import Submission, Submitter
+from tasks.capture.completeness import StorageState
+from tasks.capture.listing import Listing, list_captures, upload_key
+from tasks.report import artifact_key
+from tasks.settings import EngineName, Parameters, settings
+from tasks.storage import Location
+
+PARALLEL = 16
+TOO_LONG = timedelta(hours=1)  # without becoming complete
+ROWS_SHOWN = 500  # the table lies in Prefect's database
+
+
+def _run_name() -> str:
+    return runtime.flow_run.parameters["watched"] or settings().watched or "nothing"
+
+
+@flow(name="sweep", flow_run_name=_run_name)
+def sweep(
+    watched: str = "", output: str = "", engine: EngineName = "auto", parameters: Parameters = Parameters()
+) -> dict[str, int]:
+    """Submit what has been uploaded and is not published; gives how many captures are in which state.
+
+    Args:
+        watched: Folder or URL above the captures; empty: CAPTURE2MESH_WATCHED of the worker
+        output: Folder or URL below which the assets are published; empty: CAPTURE2MESH_OUTPUT of the worker
+        engine: auto takes what is set in the deployment infer/cuda
+        parameters: What changes the results; notifications are answered with the defaults
+    """
+    watched, output = watched or settings().watched, output or settings().output
+    if not watched:
+        get_run_logger().warning("nothing is watched: set CAPTURE2MESH_WATCHED and CAPTURE2MESH_OUTPUT of the workers")
+        return {}
+    submitter = Submitter(watched, output, engine, parameters, root=_root(watched))
+    # in this order: what ends or begins meanwhile is then seen as not done yet
+    state = StorageState.of(submitter.watched)
+    captures = _captures(submitter)
+    submissions = submit_all(submitter, captures, state)
+    _show(submitter.watched.name, submissions, state.now)
+    return dict(Counter(each.state for each in submissions))
+
+
+def submit_all(submitter: Submitter, captures: Sequence[Listing], state: StorageState) -> list[Submission]:
+    """Submit what is pending of some captures, but for what is submitted already."""
+    if not captures:
+        return []
+    engine = submitter.engine()
+    runs = submitter.unended()
+    submitted = {str(run.idempotency_key).rpartition("/")[0] for run in runs}
+    at_work = {run.parameters.get("capture") for run in runs}
+
+    def one(listing: Listing) -> Submission:
+        if upload_key(listing, engine.name, submitter.parameters) in submitted:
+            return Submission(id=listing.id, uri=listing.uri, state="submitted", uploaded_at=listing.uploaded_at)
+        return submitter.submit_listed(listing, state).model_copy(update={"changed": listing.uri in at_work})
+
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        return list(pool.map(one, captures))
+
+
+def _root(watched: str) -> str:
+    """What ids are relative to: all that is watched, where only a part of that is swept."""
+    whole = settings().watched
+    below = whole and f"{Location.of(watched).url}/".startswith(f"{Location.of(whole).url}/")
+    return whole if below else watched
+
+
+def _captures(submitter: Submitter) -> list[Listing]:
+    part = submitter.watched.url[len(submitter.root.url) + 1 :]
+    found = list_captures(submitter.watched.url)
+    if not part:
+        return found
+    return [each.model_copy(update={"id": each.uri[len(submitter.root.url) + 1 :]}) for each in found]
+
+
+def _show(watched: str, submissions: Sequence[Submission], now: datetime) -> None:
+    """A table of all that somebody may want to look at, as an artifact."""
+    rows = [
+        {
+            "capture": each.id,
+            "state": f"{each.state}, was changed while a run is at work" if each.changed else each.state,
+            "since": f"{each.uploaded_at:%Y-%m-%d %H:%M:%S}" if each.uploaded_at else "",
+            "reason": each.reason,
+        }
+        for each in submissions
+        if each.state != "published" and not (each.state == "incomplete" and not _too_long(each, now))
+    ]
+    if rows:
+        create_table_artifact(
+            rows[:ROWS_SHOWN],
+            key=artifact_key("sweep", watched),
+            description=f"{len(rows)} of {len(submissions)} captures are not published"
+            + (f"; the first {ROWS_SHOWN}" if len(rows) > ROWS_SHOWN else ""),
+        )
+
+
+def _too_long(submission: Submission, now: datetime) -> bool:
+    return submission.uploaded_at is not None and now - submission.uploaded_at > TOO_LONG

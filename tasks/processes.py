@@ -1,0 +1,87 @@
+"""A pool of processes for the CPU's part of a batch: one that is killed costs its capture a try, not the batch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from multiprocessing.connection import wait
+from queue import Empty, SimpleQueue
+from typing import ParamSpec, TypeVar
+
+from tasks.errors import InferenceInterrupted
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_TRIES = 2
+_POLL_SECONDS = 0.2
+_THREADS = "1"  # of numeric libraries in each process: the processes are the parallelism
+
+
+class Processes:
+    """Runs functions in processes of their own, which end with this one, however it ends."""
+
+    def __init__(self, count: int) -> None:
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, _THREADS)
+        self._count, self._ended = count, threading.Event()
+        # a pool is broken as a whole where one of its processes is killed: each process is a pool of its own
+        self._free = SimpleQueue[ProcessPoolExecutor]()
+        for _ in range(count):
+            self._free.put(_process())
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._ended.set()
+        pools: list[ProcessPoolExecutor] = []
+        while len(pools) < self._count:
+            if kind is not None:  # nobody wants their results any more
+                for process in multiprocessing.active_children():
+                    process.kill()
+            with suppress(Empty):
+                pools.append(self._free.get(timeout=_POLL_SECONDS))
+        for pool in pools:
+            pool.shutdown()
+            self._free.put(pool)
+
+    def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run it in one of the processes, once one is free, and give its result; raises what it raised.
+
+        Where the process is killed, it runs once more in a new one; then InferenceInterrupted.
+        """
+        pool = self._free.get()
+        try:
+            for _ in range(_TRIES):
+                if self._ended.is_set():
+                    break
+                try:
+                    return pool.submit(function, *args, **kwargs).result()
+                except BrokenProcessPool:
+                    pool = _process()
+        finally:
+            self._free.put(pool)
+        raise InferenceInterrupted(
+            "a process of the batch was killed while it worked on this capture; is memory short?"
+        )
+
+
+def _process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
