@@ -194,6 +194,10 @@ class _Lease:
         self._count += 1
         try:
             self.location.write(f"{self._holder} {self._count}".encode(), **condition)
+        except FileNotFoundError:  # what S3 says where somebody has removed it
+            if "IfMatch" not in condition:
+                raise
+            return False
         except (StorageError, FileExistsError) as error:
             if not precondition_failed(error):
                 raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from prefect import task
 from prefect.client.schemas.objects import State
@@ -11,7 +11,7 @@ from prefect.states import Completed
 from tasks.errors import InputError, StorageUnavailable
 from tasks.report import progress_artifact
 from tasks.settings import settings
-from tasks.stage import UNCACHED, retried, timed
+from tasks.stage import UNCACHED, in_flow, retried, timed
 from tasks.weights.local import fetch, find
 from tasks.weights.pins import Bundle, Weights, bundle
 
@@ -19,13 +19,15 @@ FETCH_RETRIES = 3
 
 
 def fetch_weights(wanted: Weights) -> Weights:
-    """Run as a task of the current flow run; raises InputError where this machine's list declares other weights."""
+    """Run as a task of the current flow run, plainly outside of one; raises InputError where this machine's list
+    declares other weights."""
     with timed("fetch_weights") as hit:
-        state: State[Weights] = _fetch_weights(wanted, return_state=True)
-        if state.name == "Cached":
-            hit()
-        result = state.result()
-    return result
+        found = _fetch_weights(wanted, return_state=True) if in_flow() else _fetch_weights.fn(wanted)
+        if isinstance(found, State):
+            if found.name == "Cached":
+                hit()
+            found = found.result()
+    return cast(Weights, found)
 
 
 @task(
