@@ -6,12 +6,14 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
+from typing import cast
 
 from prefect import flow, runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.client.schemas.objects import FlowRun, WorkerStatus
 from prefect.deployments import run_deployment
+from prefect.states import Cancelling
 
 from flows.batch import PROGRESS, work_through
 from flows.infer import deployed_engine, require_shared_store
@@ -77,25 +79,29 @@ def _hand_over(
     listed = store().root / "_plans" / f"{uuid.uuid4().hex}.jsonl"
     listed.write("\n".join(lines).encode())
     asked = {"dataset": listed.url, "output": output, "engine": engine.name, "parameters": parameters}
-    runs: list[FlowRun] = []
-    try:
-        with get_client(sync_client=True) as client, progress_artifact("captures") as show:
-            pool = client.read_deployment_by_name(deployment).work_pool_name or ""
+    with get_client(sync_client=True) as client, progress_artifact(PROGRESS) as show:
+        runs: list[FlowRun] = []
+        pool = client.read_deployment_by_name(deployment).work_pool_name or ""
+        try:
             while True:
                 runs = [client.read_flow_run(run.id) for run in runs]
-                states = [run.state for run in runs if run.state is not None]
-                ended = [state for state in states if state.is_final()]
+                ended = [run.state for run in runs if run.state is not None and run.state.is_final()]
                 if any(state.is_completed() for state in ended):
                     if len(ended) == len(runs):  # the list has been gone through
                         return
                 elif len(ended) >= CRASHES or any(state.is_cancelled() for state in ended):
                     raise InferenceInterrupted(f"{deployment}: no batch came to its end: {ended[-1].message}")
                 elif len(runs) - len(ended) < max(1, _online(client, pool)):
-                    runs.append(run_deployment(deployment, parameters=asked, timeout=0))  # type: ignore[arg-type]
+                    runs.append(cast(FlowRun, run_deployment(deployment, parameters=asked, timeout=0)))
                 show(_gone_through(client, runs))
                 time.sleep(POLL_SECONDS)
-    finally:
-        listed.delete()
+        except BaseException:  # no GPU works for nobody
+            for run in runs:
+                if run.state is None or not run.state.is_final():
+                    client.set_flow_run_state(run.id, Cancelling())
+            raise
+        finally:
+            listed.delete()
 
 
 def _online(client: SyncPrefectClient, pool: str) -> int:

@@ -156,12 +156,11 @@ def chosen(
 
 def remove(root: Location, items: list[Item]) -> list[Item]:
     """Remove them, and give those that are gone: what a run has used meanwhile stays."""
-    if root.local:
-        return [item for item in items if _remove_local(root, item)]
     if any(item.version == "" for item in items):
         raise InputError(f"{root.url}: a storage without conditional writes cannot be pruned safely; use its own rules")
+    removed = _remove_local if root.local else _remove_remote
     with ThreadPoolExecutor(_PARALLEL_REMOVALS) as pool:
-        gone = pool.map(lambda item: _remove_remote(root, item), items)
+        gone = pool.map(lambda item: removed(root, item), items)
         return [item for item, is_gone in zip(items, gone, strict=True) if is_gone]
 
 
