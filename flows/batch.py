@@ -36,7 +36,6 @@ from tasks.report import progress_artifact
 from tasks.settings import EngineName, Parameters, settings
 from tasks.stage import UNCACHED, StageTiming, Timings, in_flow, observed_by, timed
 from tasks.storage import Location
-from tasks.weights.pins import Weights
 from tasks.weights.stages import fetch_weights
 
 LANES = 2  # one capture is in the model while the other's views are read, or its result is registered and stored
@@ -148,7 +147,7 @@ class Workshop:
         self.output, self.engine, self.parameters = output, engine, parameters
         self._processes, self._claims = Processes(settings().batch_processes), Claims()
         self._lanes = threading.Semaphore(LANES)
-        self._fetching, self._fetched = threading.Lock(), set[Weights]()
+        self._fetching, self._fetched = threading.Lock(), set[str]()  # bundles
         shares = ENGINES[engine.name].shares_model
         self._at_once = settings().batch_processes + (LANES + AHEAD if shares else 0)
         self._reconstruct = self._with_shared_model if shares else self._in_one_process
@@ -227,9 +226,9 @@ class Workshop:
     def _infer(self, prepared: Prepared) -> Reconstruction:
         weights, parameters = prepared.weights, self.parameters
         with self._fetching:
-            if weights is not None and weights not in self._fetched:
+            if weights is not None and weights.bundle not in self._fetched:
                 fetch_weights(weights)
-                self._fetched.add(weights)
+                self._fetched.add(weights.bundle)
         reconstruction = infer(prepared.capture, self.engine, parameters.infer, weights)
         if exporter_of(self.engine, parameters.export) == "to_glb":  # it needs the model's process
             export_glb(reconstruction, prepared.capture, parameters.export)

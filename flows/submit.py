@@ -42,7 +42,7 @@ from tasks.storage import Location
 SINGLE, BATCH, INFER = "reconstruct/default", "batch/cuda", "infer/cuda"
 QUEUE = "default"  # behind what a person waits for
 DEPLOYMENT_SECONDS = 10.0  # that what is known of a deployment is kept
-ATTEMPTS_LOOKED_UP = 64
+NEIGHBOURS = 64  # of an attempt, looked up at once
 PAGE = 200
 AHEAD = (StateType.SCHEDULED, StateType.PENDING)
 UNENDED = (*AHEAD, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING)
@@ -142,33 +142,39 @@ class Submitter:
             if failure is not None and (failure.final or datetime.now(UTC) < failure.retry_at):
                 return _submission(listing, "quarantined" if failure.final else "waiting", failure.reason)
             run = self._run(listing, f"{key}/{attempt}")
-            if run is None or run.state is None or not run.state.is_final():
+            if run is None or not _ended(run):
                 return _submission(listing, "submitted")
+            runs = self._runs(key, attempt)
+            if not _ended(runs[max(runs)]):
+                return _submission(listing, "submitted")
+            # asked after the runs: they publish before they end
             if self._is_published(listing, key):
                 return _submission(listing, "published")
-            failure, attempt = self._after(listing, key, failure)
+            failure, attempt = self._failure_after(runs, listing, key), max(runs) + 1
 
-    def _after(self, listing: Listing, key: str, failure: Failure | None) -> tuple[Failure | None, int]:
-        """What is known of an upload whose runs have ended without its asset, and the number of the next one.
+    def _runs(self, key: str, attempt: int) -> dict[int, FlowRun]:
+        """The runs of an upload by attempt, those around `attempt`."""
+        keys = {f"{key}/{number}": number for number in range(max(1, attempt - NEIGHBOURS), attempt + NEIGHBOURS)}
+        with _server_errors():
+            found = self._client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=list(keys))), limit=PAGE
+            )
+        return {keys[str(run.idempotency_key)]: run for run in found}
+
+    def _failure_after(self, runs: dict[int, FlowRun], listing: Listing, key: str) -> Failure | None:
+        """What is known of an upload whose runs have ended without its asset.
 
         A run that was killed could not say so itself: its failure is recorded here. One that completed has published
         content that has been replaced since, and is here again.
         """
-        attempts = range(1, (failure.attempts if failure else 0) + ATTEMPTS_LOOKED_UP)
-        keys = {f"{key}/{attempt}": attempt for attempt in attempts}
-        with _server_errors():
-            runs = self._client.read_flow_runs(
-                flow_run_filter=FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=list(keys))), limit=PAGE
-            )
-        runs.sort(key=lambda run: keys[str(run.idempotency_key)])
-        lost = 0
-        for run in runs:
-            lost = 0 if run.state is not None and run.state.is_completed() else lost + 1
+        failed = 0
+        for attempt in sorted(runs):
+            failed = 0 if runs[attempt].state_type == StateType.COMPLETED else failed + 1
         with Claims() as claims, claims.claimed(self.output.url, key) as mine:
             failure = failure_of(self.output.url, key)
-            if mine and lost > (failure.attempts if failure else 0):
-                failure = record_failure(self.output.url, key, listing.uri, _why(runs[-1]))
-        return failure, keys[str(runs[-1].idempotency_key)] + 1
+            if mine and failed > (failure.attempts if failure else 0):
+                failure = record_failure(self.output.url, key, listing.uri, _why(runs[max(runs)]))
+        return failure
 
     def _run(self, listing: Listing, key: str) -> FlowRun | None:
         """The run of an idempotency key, new or not; None where a batch that waits will take the capture."""
@@ -237,6 +243,10 @@ def submitter() -> Submitter:
 
 def _submission(listing: Listing, state: Any, reason: str = "") -> Submission:
     return Submission(id=listing.id, uri=listing.uri, state=state, reason=reason, uploaded_at=listing.uploaded_at)
+
+
+def _ended(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_final()
 
 
 def _why(run: FlowRun) -> Capture2MeshError:

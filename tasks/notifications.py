@@ -61,7 +61,7 @@ def captures_of(objects: Iterable[CreatedObject], watched: str) -> list[str]:
 
 def is_id(path: str) -> bool:
     """Whether a path below what is watched can name a capture: it stays below, and means the same as part of a URL."""
-    return not leaves_folder(path) and _CHAINED_URL not in path and "" not in path.split("/")
+    return not leaves_folder(path) and _CHAINED_URL not in path and not {"", "."} & {*path.split("/")}
 
 
 class _Name(BaseModel):

@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from tasks.capture.layout import leaves_folder, pair
+from tasks.capture.layout import pair
 from tasks.capture.listing import Listing, list_capture, list_captures, upload_key
 from tasks.capture.stages import stage_capture, validate_capture
 from tasks.errors import InputError
 from tasks.inference.infer import ENGINES, EngineChoice, infer, weights_for
 from tasks.ledger import failure_of
+from tasks.notifications import is_id
 from tasks.publish import Latest
 from tasks.settings import Parameters
 from tasks.storage import Location
@@ -75,11 +76,18 @@ class _Line(BaseModel):
     capture: str
     id: str = ""
 
+    @field_validator("capture")
+    @classmethod
+    def _is_path(cls, path: str) -> str:
+        if not path or "\0" in path:
+            raise ValueError("is no path")
+        return path
+
     @field_validator("id")
     @classmethod
-    def _below_the_output(cls, name: str) -> str:
-        if leaves_folder(name):
-            raise ValueError("leaves the output folder")
+    def _names_asset(cls, name: str) -> str:
+        if name and not is_id(name):
+            raise ValueError("can name no folder below the output")
         return name
 
 
@@ -106,6 +114,8 @@ def plan(dataset: str, output: str, engine: EngineChoice, parameters: Parameters
 def _state(capture: Planned, output: str, engine: EngineChoice, parameters: Parameters, retry: bool) -> dict[str, Any]:
     """The state of a capture that is there, with its reason, or where it is published."""
     assert capture.listing is not None
+    if not is_id(capture.id):
+        return {"state": "invalid", "reason": "its path can name no asset; rename the folder"}
     if (folder := published_folder(output, capture.id, capture.upload_key)) is not None:
         return {"state": "published", "folder": folder}
     if not pair(file.path for file in capture.listing.files).views:
@@ -160,7 +170,7 @@ def published_folder(output: str, capture_id: str, upload_key: str) -> str | Non
 def _lines(location: Location) -> Iterator[_Line]:
     """The lines of a list; paths are relative to its folder."""
     try:
-        text = location.read().decode()
+        text = location.read().decode("utf-8-sig")  # as spreadsheets save it
     except FileNotFoundError as error:
         raise InputError(f"{location.url}: no such list") from error
     except UnicodeDecodeError as error:
@@ -171,14 +181,18 @@ def _lines(location: Location) -> Iterator[_Line]:
         except ValidationError as error:
             reasons = ", ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
             raise InputError(f"{location.url}, entry {number}: {reasons}; give `capture` (path) and `id`") from error
-        if location.local and "://" not in line.capture:
-            line = line.model_copy(update={"capture": str(Path(location.path).parent / line.capture)})
+        if "://" not in line.capture and not Path(line.capture).is_absolute():
+            folder = location.url.rpartition("/")[0]
+            line = line.model_copy(update={"capture": f"{folder}/{line.capture}"})
         yield line
 
 
 def _rows(url: str, text: str) -> Iterator[object]:
     if url.endswith(".csv"):
-        yield from csv.DictReader(StringIO(text))
+        try:
+            yield from csv.DictReader(StringIO(text, newline=None), restval="")
+        except csv.Error as error:
+            raise InputError(f"{url}: is no CSV ({error})") from error
         return
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():

@@ -168,8 +168,8 @@ def _links_outside(root: Path, content: Found) -> tuple[str, ...]:
 
     def leaves(path: Path) -> bool:
         try:
-            return not path.resolve().is_relative_to(inside)
-        except RuntimeError:  # a link that leads to itself
+            return not path.resolve(strict=True).is_relative_to(inside)
+        except (OSError, RuntimeError):  # it leads nowhere, or to itself
             return True
 
     folder_leaves = lru_cache(leaves)

@@ -14,7 +14,7 @@ from tasks.capture.layout import digest, pair
 from tasks.capture.listing import ListedFile, Listing
 from tasks.capture.sheet import CONTACT_SHEET, contact_sheet
 from tasks.capture.views import View, load_views
-from tasks.errors import Problem, StorageUnavailable
+from tasks.errors import InputError, Problem, StorageUnavailable
 from tasks.settings import settings
 from tasks.stage import report_progress, retried, stage
 from tasks.storage import FileEntry, Location, read_verified, sha256_of, write_atomically
@@ -68,7 +68,12 @@ def stage_capture(folder: Path, listing: Listing) -> Capture:
     location = Location.of(listing.uri)
 
     def entry(file: ListedFile) -> FileEntry:
-        data = (location / file.path).read()
+        try:
+            data = (location / file.path).read()
+        except FileNotFoundError as error:
+            fault = InputError if location.local else StorageUnavailable
+            gone = f"{listing.uri}/{file.path}: the file went away during the run; put it back and run again"
+            raise fault(gone) from error
         found = FileEntry(path=file.path, bytes=len(data), sha256=sha256_of(data))
         if not location.local:
             write_atomically(settings().scratch / found.sha256, data)
