@@ -18,16 +18,16 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy infra/stack.py
+	$(BIN)/mypy infra/stack.py infra/deploy.py
 
 stack: $(INSTALLED)  ## the whole system on this machine, until Ctrl-C: Prefect, S3, workers
-	@$(BIN)/python infra/stack.py up
+	@$(BIN)/python -m infra.stack up
 
 stack-down: $(INSTALLED)  ## stop a stack that was started elsewhere
-	@$(BIN)/python infra/stack.py down
+	@$(BIN)/python -m infra.stack down
 
 stack-reset: $(INSTALLED)  ## stop the stack and remove its state: runs, captures, assets, keys
-	@$(BIN)/python infra/stack.py reset
+	@$(BIN)/python -m infra.stack reset
 
 $(INSTALLED): pyproject.toml infra/constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from queue import SimpleQueue
 from typing import Literal
 
@@ -146,6 +146,7 @@ class Workshop:
     def __init__(self, output: str, engine: EngineChoice, parameters: Parameters) -> None:
         self.output, self.engine, self.parameters = output, engine, parameters
         self._processes, self._claims = Processes(settings().batch_processes), Claims()
+        self._ended = threading.Event()
         self._lanes = threading.Semaphore(LANES)
         self._fetching, self._fetched = threading.Lock(), set[str]()  # bundles
         shares = ENGINES[engine.name].shares_model
@@ -157,6 +158,7 @@ class Workshop:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._ended.set()
         self._processes.__exit__(*error)  # type: ignore[arg-type]
         self._claims.__exit__(*error)
 
@@ -168,7 +170,7 @@ class Workshop:
         waiting, ended = SimpleQueue[Planned | None](), SimpleQueue[Outcome | BaseException]()
 
         def work() -> None:
-            while (capture := waiting.get()) is not None:
+            while (capture := waiting.get()) is not None and not self._ended.is_set():
                 try:
                     ended.put(self._one(capture))
                 except BaseException as error:
@@ -194,7 +196,7 @@ class Workshop:
             with self._claims.claimed(self.output, capture.upload_key) as mine:
                 if not mine or published_folder(self.output, capture.id, capture.upload_key) is not None:
                     return Outcome(capture=capture, state="elsewhere")
-                with failures_recorded(self.output, capture.upload_key, capture.uri):
+                with failures_recorded(self.output, capture.upload_key, capture.uri), self._unless_ended():
                     published = self._reconstruct(capture)
                     return Outcome(capture=capture, state=published.report.status, url=published.url)
         except HOPELESS:
@@ -208,6 +210,16 @@ class Workshop:
         except Exception as error:
             log.exception("%s", capture.id)
             return Outcome(capture=capture, state="failed", reason=f"{type(error).__name__}: {error}")
+
+    @contextmanager
+    def _unless_ended(self) -> Iterator[None]:
+        """What fails since the batch is ended (a cancelled run, another capture's error) is no failure of a capture."""
+        try:
+            yield
+        except Exception as error:
+            if self._ended.is_set():
+                raise SystemExit from error  # of this thread
+            raise
 
     def _in_one_process(self, capture: Planned) -> Published:
         return self._processes.run(_whole, capture, self.output, self.engine, self.parameters)
@@ -226,7 +238,11 @@ class Workshop:
     def _infer(self, prepared: Prepared) -> Reconstruction:
         weights, parameters = prepared.weights, self.parameters
         with self._fetching:
-            if weights is not None and weights.bundle not in self._fetched:
+            if (
+                weights is not None
+                and weights.bundle not in self._fetched
+                and infer.stored(prepared.capture, self.engine, parameters.infer, weights) is None
+            ):
                 fetch_weights(weights)
                 self._fetched.add(weights.bundle)
         reconstruction = infer(prepared.capture, self.engine, parameters.infer, weights)

@@ -24,6 +24,7 @@ from tasks.ledger import forget_failure
 from tasks.plan import Planned, plan
 from tasks.report import progress_artifact
 from tasks.settings import EngineName, Parameters, settings
+from tasks.stage import timed
 from tasks.storage import Location
 from tasks.store import store
 
@@ -79,7 +80,7 @@ def _hand_over(
     listed = store().root / "_plans" / f"{uuid.uuid4().hex}.jsonl"
     listed.write("\n".join(lines).encode())
     asked = {"dataset": listed.url, "output": output, "engine": engine.name, "parameters": parameters}
-    with get_client(sync_client=True) as client, progress_artifact(PROGRESS) as show:
+    with get_client(sync_client=True) as client, timed(PROGRESS), progress_artifact(PROGRESS) as show:
         runs: list[FlowRun] = []
         pool = client.read_deployment_by_name(deployment).work_pool_name or ""
         try:

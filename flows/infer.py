@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import cast
+import time
+from typing import Any, cast
 
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling
 
 from tasks.capture.stages import Capture
 from tasks.errors import EngineUnavailable, InferenceFailed, InputError, StorageError
@@ -21,6 +24,7 @@ from tasks.weights.pins import Weights
 from tasks.weights.stages import fetch_weights
 
 POLL_SECONDS = 1
+RUNS_AT_MOST = 3  # of one inference whose worker, machine or process dies
 
 
 @flow(name="infer", flow_run_name="{capture.id}")
@@ -97,7 +101,7 @@ def infer_there(
     with timed("infer"):
         asked = {"capture": capture, "engine": engine.name, "parameters": parameters}
         asked |= {"weights": weights, "export": export}
-        run = cast(FlowRun, run_deployment(deployment, parameters=asked, poll_interval=POLL_SECONDS))
+        run = run_elsewhere(deployment, asked)
         if run.state is None or not run.state.is_completed():
             reason = run.state.message if run.state else "no state"
             raise InferenceFailed(f"{deployment}: run {run.name} ended {run.state_name}: {reason}")
@@ -107,3 +111,29 @@ def infer_there(
             f"{deployment}: its result is not in {store().root.url}; set the same CAPTURE2MESH_STORE there"
         )
     return result
+
+
+def run_elsewhere(deployment: str, asked: dict[str, Any]) -> FlowRun:
+    """Run a deployment to its end, from a queue of our own queue's name, and again where it crashed."""
+    context = FlowRunContext.get()
+    # who overtakes in one pool overtakes in the other
+    queue = context.flow_run.work_queue_name if context and context.flow_run else None
+    for _ in range(RUNS_AT_MOST):
+        run = cast(FlowRun, run_deployment(deployment, parameters=asked, timeout=0, work_queue_name=queue))
+        run = ended(run)
+        if run.state is None or not run.state.is_crashed():
+            break
+    return run
+
+
+def ended(run: FlowRun) -> FlowRun:
+    """Wait for the end of a run; it is cancelled where we are ended first, so that no GPU works for nobody."""
+    with get_client(sync_client=True) as client:
+        try:
+            while run.state is None or not run.state.is_final():
+                time.sleep(POLL_SECONDS)
+                run = client.read_flow_run(run.id)
+        except BaseException:
+            client.set_flow_run_state(run.id, Cancelling())
+            raise
+    return run

@@ -5,6 +5,7 @@ Prefect starts one run for an idempotency key, `<upload key>/<attempt>`, however
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ QUEUE = "default"  # behind what a person waits for
 DEPLOYMENT_SECONDS = 10.0  # that what is known of a deployment is kept
 NEIGHBOURS = 64  # of an attempt, looked up at once
 PAGE = 200
+CREATIONS_AT_ONCE = 3  # more only make SQLite answer that it is busy
 AHEAD = (StateType.SCHEDULED, StateType.PENDING)
 UNENDED = (*AHEAD, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING)
 
@@ -86,6 +88,7 @@ class Submitter:
         self.parameters = parameters
         self._asked = engine
         self._client = get_client(sync_client=True)
+        self._creating = threading.Semaphore(CREATIONS_AT_ONCE)
         self._known: dict[str, tuple[float, DeploymentResponse]] = {}
 
     def submit(self, capture: str) -> Submission:
@@ -186,7 +189,7 @@ class Submitter:
             asked = {"dataset": self.root.url, "uploads": True, **common}
         else:
             asked = {"capture": listing.uri, "root": self.root.url, **common}
-        with _server_errors():
+        with self._creating, _server_errors():
             run = self._client.create_flow_run_from_deployment(
                 self._deployment().id, parameters=asked, idempotency_key=key, work_queue_name=QUEUE
             )

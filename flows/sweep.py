@@ -13,6 +13,7 @@ from prefect.artifacts import create_table_artifact
 from flows.submit import Submission, Submitter
 from tasks.capture.completeness import StorageState
 from tasks.capture.listing import Listing, list_captures, upload_key
+from tasks.errors import ServerUnavailable
 from tasks.report import artifact_key
 from tasks.settings import EngineName, Parameters, settings
 from tasks.storage import Location
@@ -63,7 +64,11 @@ def submit_all(submitter: Submitter, captures: Sequence[Listing], state: Storage
     def one(listing: Listing) -> Submission:
         if upload_key(listing, engine.name, submitter.parameters) in submitted:
             return Submission(id=listing.id, uri=listing.uri, state="submitted", uploaded_at=listing.uploaded_at)
-        return submitter.submit_listed(listing, state).model_copy(update={"changed": listing.uri in at_work})
+        try:
+            found = submitter.submit_listed(listing, state)
+        except ServerUnavailable as error:  # the others need not wait for the next sweep
+            found = Submission(id=listing.id, uri=listing.uri, state="waiting", reason=str(error))
+        return found.model_copy(update={"changed": listing.uri in at_work and found.state != "published"})
 
     with ThreadPoolExecutor(PARALLEL) as pool:
         return list(pool.map(one, captures))

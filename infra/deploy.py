@@ -41,20 +41,28 @@ class Server:
             answer = self.api.request(method, path, json=body)
         return answer if answer.status_code == httpx.codes.CONFLICT else answer.raise_for_status()
 
-    def make_automations(self, automations: list[dict[str, Any]]) -> None:
+    def make_automations(self) -> None:
         """Make those that are not there; what an operator has changed or switched off since stays."""
+        automations = json.loads(AUTOMATIONS.read_text())
         known = {each["name"] for each in self.request("POST", "/automations/filter", {}).json()}
         for automation in automations:
             if automation["name"] not in known:
                 self.request("POST", "/automations/", automation)
 
-    def make_pool(self, name: str, pool_type: str) -> None:
-        """Make a pool with its queues. One of type kubernetes has its template from the worker's chart."""
+    def make_pool(self, name: str, pool_type: str, limit: int | None = None) -> None:
+        """Make a pool with its queues; a higher limit that an operator has set since, for other machines, stays.
+
+        One of type kubernetes has its template from the worker's chart.
+        """
         path = TEMPLATES.get(name) if pool_type == "process" else None
-        template = {"base_job_template": json.loads(path.read_text())} if path else {}
-        made = self.request("POST", "/work_pools/", {"name": name, "type": pool_type, **template})
-        if made.status_code == httpx.codes.CONFLICT and template:
-            self.request("PATCH", f"/work_pools/{name}", template)
+        changes: dict[str, Any] = {"base_job_template": json.loads(path.read_text())} if path else {}
+        pool = {"name": name, "type": pool_type, "concurrency_limit": limit, **changes}
+        if self.request("POST", "/work_pools/", pool).status_code == httpx.codes.CONFLICT:
+            known = self.request("GET", f"/work_pools/{name}").json()["concurrency_limit"]
+            if limit is not None and known is not None and known < limit:
+                changes["concurrency_limit"] = limit
+            if changes:
+                self.request("PATCH", f"/work_pools/{name}", changes)
         for queue, priority in QUEUES.items():
             self.request("POST", f"/work_pools/{name}/queues", {"name": queue, "priority": priority})
 
@@ -73,7 +81,7 @@ def main() -> None:
     parser.add_argument("--auto", choices=("fusion", "trellis"), default="fusion", help="what the pool cuda runs")
     arguments = parser.parse_args()
     server = Server(os.environ["PREFECT_API_URL"], os.environ.get("PREFECT_API_AUTH_STRING", ""))
-    server.make_automations(json.loads(AUTOMATIONS.read_text()))
+    server.make_automations()
     for name in POOLS:
         server.make_pool(name, arguments.pools)
     deployed = subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], cwd=ROOT)

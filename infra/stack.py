@@ -1,6 +1,7 @@
 """The whole system on this machine: Prefect server, S3 server, workers, deployments (`make stack`).
 
-Everything listens on the loopback interface only. Its state lies in one folder and survives a restart.
+Everything listens on the loopback interface only. Its state lies in one folder and survives a restart. A process that
+ends is started again; runs that end with their worker are run again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
@@ -29,6 +31,8 @@ from platformdirs import user_data_path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
+
+from infra.deploy import POOLS, Server
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "tests" / "data" / "mug"
@@ -43,13 +47,16 @@ GRANTS = {
     "worker": ["Read:captures", "List:captures"]
     + [f"{action}:{bucket}" for bucket in ("assets", "store") for action in ("Read", "Write", "List")],
 }
-QUEUES = {"interactive": 1, "default": 2}  # priorities: the lower goes first
 PORT_OPTIONS = [
     "s3.port.grpc",
     *(f"{p}.port{g}" for p in ("master", "volume", "filer", "admin") for g in ("", ".grpc")),
 ]
-MEMBER = "CAPTURE2MESH_STACK_MEMBER"  # in the environment of every process of a stack: the stack's folder
+LEFT = {"PENDING": ("SCHEDULED", "AwaitingRetry"), "RUNNING": ("CRASHED", "Crashed")}  # what becomes of runs
+# in the environment of every process of a stack: the stack's folder, and which of its processes it or its parent is
+MEMBER, PART = "CAPTURE2MESH_STACK_MEMBER", "CAPTURE2MESH_STACK_PART"
+HEARTBEAT_SECONDS = 30  # of runs; infra/automations.json waits for three of them
 START_SECONDS, STOP_SECONDS, POLL_SECONDS, LOG_LINES = 120, 15, 0.2, 20
+LONGEST_PAUSE_SECONDS = 60  # before a process that keeps ending is started again
 
 
 def say(text: str) -> None:
@@ -74,9 +81,26 @@ class StackSettings(BaseSettings):
     )
     ui_port: int = Field(4200, description="Of Prefect's UI and API.")
     s3_port: int = Field(8333, description="Of the S3 server.")
+    receive_port: int = Field(8380, description="Of the receiver of the S3 server's notifications.")
     database_url: SecretStr | None = Field(None, description="postgresql+asyncpg://...; empty: SQLite in the folder.")
     password: SecretStr | None = Field(None, description="Of the user admin of UI and API; empty: none is asked for.")
+    watch: bool = Field(True, description="Reconstruct what is uploaded to s3://captures by itself.")
     cpu_runs: int = Field(max(2, (os.cpu_count() or 1) // 2), ge=1, description="Reconstructions at a time.")
+
+
+@dataclass
+class Child:
+    """A process of a stack, and what starts it again."""
+
+    command: list[str]
+    env: Mapping[str, str]
+    cwd: Path
+    process: subprocess.Popen[bytes]
+    begun: float
+    pause: float = 1.0
+    """Seconds to wait before the next start; doubled each time it ends soon."""
+    due: float | None = None
+    """When it is started again; None while it runs."""
 
 
 class Stack:
@@ -88,9 +112,9 @@ class Stack:
         self.logs, self.keys = self.folder / "logs", self.folder / "s3" / "keys.json"
         self.ui, self.s3 = f"http://{HOST}:{settings.ui_port}", f"http://{HOST}:{settings.s3_port}"
         self.auth = f"admin:{settings.password.get_secret_value()}" if settings.password else ""
-        user, _, password = self.auth.partition(":")
-        self.api = httpx.Client(base_url=f"{self.ui}/api", auth=(user, password) if user else None, timeout=30)
-        self.children: dict[str, subprocess.Popen[bytes]] = {}
+        self.receiver = f"http://{HOST}:{settings.receive_port}"
+        self.server = Server(f"{self.ui}/api", self.auth)
+        self.children: dict[str, Child] = {}
 
     def start(self) -> None:
         """Start everything; returns when a run can be submitted."""
@@ -102,24 +126,31 @@ class Stack:
         self.start_server()
         self.start_s3()
         self.wait_for("Prefect's API", lambda: answers(f"{self.ui}/api/health"))
+        self.server.make_automations()
         devices = gpus()
-        self.make_pool("cpu", self.settings.cpu_runs)
-        template = json.loads((ROOT / "infra" / "cuda-pool.json").read_text())
-        self.make_pool("cuda", max(1, len(devices)), base_job_template=template)
+        self.server.make_pool("cpu", "process", self.settings.cpu_runs)
+        self.server.make_pool("cuda", "process", max(1, len(devices)))
         self.start_worker("cpu", "0", self.settings.cpu_runs)
         for device in devices:
             self.start_worker("cuda", device, 1, CUDA_VISIBLE_DEVICES=device)
         if not devices:
             self.start_worker("cuda", "0", 1)
+        if self.settings.watch:
+            self.start_receiver()
         if self.call("deploy", [*PREFECT, "--no-prompt", "deploy", "--all"]):
             raise StackError(f"the deployments could not be applied:\n{self.last_lines('deploy')}")
         self.engine = "trellis" if devices and not self.call("doctor", DOCTOR) else "fusion"
-        self.set_engine(self.engine)
+        self.server.set_engine(self.engine)
+        if self.settings.watch:
+            self.wait_for("the receiver", lambda: answers(f"{self.receiver}/health"))
         self.wait_for("the workers", self.workers_online)
 
     def start_server(self) -> None:
         """Prefect's server and UI."""
-        env = {"PREFECT_SERVER_API_AUTH_STRING": self.auth} if self.auth else {}
+        # in the memory, where they lie by default, they would be lost by a restart, and their slots with them
+        env = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
+        if self.auth:
+            env["PREFECT_SERVER_API_AUTH_STRING"] = self.auth
         if self.settings.database_url:
             env["PREFECT_API_DATABASE_CONNECTION_URL"] = self.settings.database_url.get_secret_value()
         command = [*PREFECT, "server", "start", "--host", HOST, "--port", str(self.settings.ui_port)]
@@ -145,8 +176,11 @@ class Stack:
             **dict(zip(PORT_OPTIONS, free_ports(len(PORT_OPTIONS)), strict=True)),
         }
         weed = str(Path(sys.executable).with_name("weed"))
-        command = [weed, "mini", *(f"-{name}={value}" for name, value in options.items())]
-        self.spawn("s3", command, {"GOMEMLIMIT": "300MiB"}, self.folder / "s3")
+        notifies = [f"-config_dir={ROOT / 'infra' / 'seaweedfs'}"] if self.settings.watch else []
+        command = [weed, *notifies, "mini", *(f"-{name}={value}" for name, value in options.items())]
+        webhook = {"ENDPOINT": f"{self.receiver}/notify", "BEARER_TOKEN": self.token}
+        env = {f"WEED_NOTIFICATION_WEBHOOK_{name}": value for name, value in webhook.items()}
+        self.spawn("s3", command, {"GOMEMLIMIT": "300MiB", **env}, self.folder / "s3")
         self.wait_for("the S3 server", lambda: answers(f"{self.s3}/healthz"))
         buckets = self.bucket_client("worker")
         self.wait_for("the buckets", lambda: all(buckets.exists(bucket) for bucket in BUCKETS))
@@ -157,30 +191,19 @@ class Stack:
                 uploader.pipe_file(f"captures/mug/{path.relative_to(SAMPLE).as_posix()}", path.read_bytes())
             uploaded.touch()
 
-    def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
-        """Ask Prefect's API, again while it is busy (SQLite); a conflict (it is there already) is an answer."""
-        answer = self.api.request(method, path, json=body)
-        while answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
-            self.watch()
-            time.sleep(POLL_SECONDS)
-            answer = self.api.request(method, path, json=body)
-        return answer if answer.status_code == httpx.codes.CONFLICT else answer.raise_for_status()
+    def start_receiver(self) -> None:
+        """What takes the S3 server's notifications."""
+        settings = {"HOST": HOST, "PORT": str(self.settings.receive_port), "TOKEN": self.token}
+        env = {f"CAPTURE2MESH_RECEIVE_{name}": value for name, value in settings.items()}
+        self.spawn("receiver", [sys.executable, "-m", "flows", "receive"], self.worker_env | env)
 
-    def make_pool(self, name: str, limit: int, **template: Any) -> None:
-        """Make a pool with its queues; a higher limit that an operator has set since, for other machines, stays."""
-        pool = {"name": name, "type": "process", "concurrency_limit": limit, **template}
-        if self.request("POST", "/work_pools/", pool).status_code == httpx.codes.CONFLICT:
-            known = self.request("GET", f"/work_pools/{name}").json()["concurrency_limit"]
-            raised = {"concurrency_limit": limit} if known is not None and known < limit else {}
-            self.request("PATCH", f"/work_pools/{name}", template | raised)
-        for queue, priority in QUEUES.items():
-            self.request("POST", f"/work_pools/{name}/queues", {"name": queue, "priority": priority})
-
-    def set_engine(self, engine: str) -> None:
-        """Set what `auto` means to those who hand their inference over."""
-        deployment = self.request("GET", "/deployments/name/infer/cuda").json()
-        parameters = {**deployment["parameters"], "engine": engine}
-        self.request("PATCH", f"/deployments/{deployment['id']}", {"parameters": parameters})
+    @cached_property
+    def token(self) -> str:
+        """Of notifications; made at the first start."""
+        path = self.folder / "s3" / "receive-token"
+        if not path.exists():
+            write_private(path, secrets.token_urlsafe(32))
+        return path.read_text()
 
     def start_worker(self, pool: str, number: str, limit: int, **env: str) -> None:
         name = f"{pool}-{number}"
@@ -190,7 +213,7 @@ class Stack:
 
     def workers_online(self) -> bool:
         expected = {name.removeprefix("worker-") for name in self.children if name.startswith("worker-")}
-        answers = [self.request("POST", f"/work_pools/{pool}/workers/filter", {}) for pool in ("cpu", "cuda")]
+        answers = [self.server.request("POST", f"/work_pools/{pool}/workers/filter", {}) for pool in POOLS]
         found = [worker for answer in answers for worker in answer.json()]
         return expected <= {worker["name"] for worker in found if worker["status"] == "ONLINE"}
 
@@ -208,6 +231,7 @@ class Stack:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
             **auth,
         }
 
@@ -224,6 +248,8 @@ class Stack:
             "CAPTURE2MESH_STORE": "s3://store",
             "CAPTURE2MESH_SCRATCH": str(self.folder / "scratch"),
             "CAPTURE2MESH_PUBLIC_URL": f"{self.s3}/assets",
+            "CAPTURE2MESH_WATCHED": "s3://captures" if self.settings.watch else "",
+            "CAPTURE2MESH_OUTPUT": "s3://assets",
             "CAPTURE2MESH_INFER_DEPLOYMENT": "",
         }
 
@@ -244,21 +270,22 @@ class Stack:
         if log.exists():
             log.replace(log.with_suffix(".log.1"))
         with log.open("wb") as stream:
-            self.children[name] = subprocess.Popen(
+            process = subprocess.Popen(
                 command,
                 cwd=cwd,
-                env={**self.env, **env},
+                env={**self.env, **env, PART: name},
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self.children[name] = Child(command, env, cwd, process, time.monotonic())
 
     def call(self, name: str, command: list[str]) -> int:
         """Run a command to its end; gives its exit status."""
         self.spawn(name, command, self.worker_env)
-        self.wait_for(name, lambda: self.children[name].poll() is not None, but=name)
-        return self.children.pop(name).returncode
+        self.wait_for(name, lambda: self.children[name].process.poll() is not None, but=name)
+        return self.children.pop(name).process.returncode
 
     def last_lines(self, name: str) -> str:
         log = self.logs / f"{name}.log"
@@ -268,8 +295,8 @@ class Stack:
     def watch(self, but: str = "") -> None:
         """Raise StackError where a process has ended."""
         for name, child in self.children.items():
-            if name != but and child.poll() is not None:
-                raise StackError(f"{name} ended with status {child.returncode}:\n{self.last_lines(name)}")
+            if name != but and child.process.poll() is not None:
+                raise StackError(f"{name} ended with status {child.process.returncode}:\n{self.last_lines(name)}")
 
     def wait_for(self, what: str, condition: Callable[[], bool], but: str = "") -> None:
         begun = time.monotonic()
@@ -280,20 +307,60 @@ class Stack:
             time.sleep(POLL_SECONDS)
         say(f"{what}: {time.monotonic() - begun:.1f} s")
 
+    def keep_up(self) -> None:
+        """Start again what has ended, later each time; what it has left, as a killed worker its runs, is ended."""
+        for name, child in list(self.children.items()):
+            now = time.monotonic()
+            if child.due is None and child.process.poll() is not None:
+                lived_long = now - child.begun > LONGEST_PAUSE_SECONDS
+                child.pause = 1.0 if lived_long else min(2 * child.pause, LONGEST_PAUSE_SECONDS)
+                say(f"{name} ended with status {child.process.returncode}; it is started again in {child.pause:.0f} s")
+                self.end_runs(part=name)
+                child.due = now + child.pause
+            elif child.due is not None and now >= child.due:
+                self.spawn(name, child.command, child.env, child.cwd)
+                self.children[name].pause = child.pause
+                say(f"{name} is started again")
+
+    def end_runs(self, but: Container[int] = (), part: str = "") -> None:
+        """End runs, and whatever else a part of the stack has left; tell the server of those that cannot do it.
+
+        What infra/automations.json says of crashed runs, or the run that waits for one, has them run again.
+        """
+        before = {run: self.state_of(run) for run in runs_of(self.folder, part)}
+        end(self.folder, but, part)
+        for run, state in before.items():
+            # a run's log goes through its worker: where that is dead, Prefect's engine fails at telling of its end
+            if state and state["type"] in LEFT and self.state_of(run) == state:
+                kind, name = LEFT[state["type"]]
+                new = {"type": kind, "name": name, "message": "Its worker has died or was stopped."}
+                with suppress(httpx.HTTPError):  # the heartbeats that are missing tell it as well
+                    self.server.request("POST", f"/flow_runs/{run}/set_state", {"state": new})
+
+    def state_of(self, run: str) -> dict[str, Any] | None:
+        """A run's state; None where the server does not answer."""
+        try:
+            return self.server.request("GET", f"/flow_runs/{run}").json()["state"]
+        except httpx.HTTPError:
+            return None
+
     def stop(self) -> None:
-        """End every process: runs first, while their workers can tell the server of it, then the workers."""
-        sessions = {child.pid for child in self.children.values()}
-        end(self.folder, sessions)
-        workers = [child for name, child in self.children.items() if name.startswith("worker-")]
-        for wave in workers, [child for child in self.children.values() if child not in workers]:
-            for child in wave:
-                child.terminate()
-            for child in wave:
+        """End every process: runs first, while they can tell the server of it, then the workers."""
+        processes = {name: child.process for name, child in self.children.items()}
+        workers = [process for name, process in processes.items() if name.startswith("worker-")]
+        for worker in workers:
+            worker.send_signal(signal.SIGSTOP)  # else they would take the runs again that end now
+        self.end_runs({process.pid for process in processes.values()})
+        for wave in workers, [process for process in processes.values() if process not in workers]:
+            for process in wave:
+                process.terminate()
+                process.send_signal(signal.SIGCONT)
+            for process in wave:
                 with suppress(subprocess.TimeoutExpired):
-                    child.wait(STOP_SECONDS)
+                    process.wait(STOP_SECONDS)
                 with suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         end(self.folder)
 
     def show(self) -> None:
@@ -303,9 +370,10 @@ class Stack:
             "S3": f"{self.s3} (buckets {', '.join(BUCKETS)}; keys in {self.keys})",
             "Assets": f"{self.s3}/assets/ (anyone on this machine may read)",
             "Workers": ", ".join(name for name in self.children if name.startswith("worker-")),
+            "Watched": "s3://captures, published in s3://assets" if self.settings.watch else "nothing",
             "auto means": self.engine,
             "Logs": str(self.logs),
-            "Try it": f"{self.ui}/deployments: default > Run > Custom run,"
+            "Try it": f"{self.ui}/v2/deployments: default > Run > Custom run,"
             " with capture s3://captures/mug and output s3://assets",
             "or": f"PREFECT_API_URL={self.ui}/api {sys.executable} -m prefect deployment run reconstruct/default"
             " -p capture=s3://captures/mug -p output=s3://assets",
@@ -349,7 +417,7 @@ def gpus() -> list[str]:
 
 def check_ports(settings: StackSettings) -> None:
     """Raise StackError where someone else listens."""
-    for name in "ui_port", "s3_port":
+    for name in "ui_port", "s3_port", "receive_port":
         port = getattr(settings, name)
         with closing(socket.socket()) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -376,34 +444,55 @@ def answers(url: str) -> bool:
         return False
 
 
-def members(folder: Path, but: Container[int] = ()) -> list[int]:
-    """Processes of a folder's stack (Linux), `but` those of some sessions; a run is in a session of its own."""
-    found, mark = [], f"{MEMBER}={folder}".encode()
-    for environment in Path("/proc").glob("[0-9]*/environ"):
+def environments(folder: Path, part: str = "") -> Iterator[tuple[int, list[bytes]]]:
+    """Processes of a folder's stack (Linux), or of a part of it, with their environment."""
+    marks = {f"{MEMBER}={folder}".encode(), *([f"{PART}={part}".encode()] if part else [])}
+    for file in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
-            pid = int(environment.parent.name)
-            if mark in environment.read_bytes().split(b"\0") and os.getsid(pid) not in but:
+            environment = file.read_bytes().split(b"\0")
+            if marks <= set(environment):
+                yield int(file.parent.name), environment
+
+
+def members(folder: Path, but: Container[int] = (), part: str = "") -> list[int]:
+    """Processes of a folder's stack, or of a part of it, `but` those of some sessions; a run has one of its own."""
+    found = []
+    for pid, _ in environments(folder, part):
+        with suppress(OSError):
+            if os.getsid(pid) not in but:
                 found.append(pid)
     return found
 
 
-def end(folder: Path, but: Container[int] = ()) -> None:
+def runs_of(folder: Path, part: str = "") -> set[str]:
+    """Ids of the runs that processes of a folder's stack are working at."""
+    name = b"PREFECT__FLOW_RUN_ID="
+    entries = [entry for _, environment in environments(folder, part) for entry in environment]
+    return {entry.removeprefix(name).decode() for entry in entries if entry.startswith(name)}
+
+
+def end(folder: Path, but: Container[int] = (), part: str = "") -> None:
     """End processes of a folder's stack, if need be by force."""
     for number in signal.SIGTERM, signal.SIGKILL:
-        for pid in members(folder, but):
+        for pid in members(folder, but, part):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
         deadline = time.monotonic() + STOP_SECONDS
-        while members(folder, but) and time.monotonic() < deadline:
+        while members(folder, but, part) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise StackError where the folder is someone else's."""
+    if folder.exists() and not (folder / PID_FILE).exists() and any(folder.iterdir()):
+        raise StackError(f"{folder}: holds something else than a stack; set CAPTURE2MESH_STACK_FOLDER to a new folder")
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Within the block this is the folder's only stack; raises StackError where another one runs."""
     pid_file = folder / PID_FILE
-    if folder.exists() and not pid_file.exists() and any(folder.iterdir()):
-        raise StackError(f"{folder}: holds something else than a stack; set CAPTURE2MESH_STACK_FOLDER to a new folder")
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with pid_file.open("a+") as stream:
         try:
@@ -417,7 +506,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def up(settings: StackSettings) -> None:
-    """Run the stack until a signal comes; raises StackError where one of its processes ends."""
+    """Run the stack until a signal comes; raises StackError where it cannot start."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Stopped
@@ -433,7 +522,7 @@ def up(settings: StackSettings) -> None:
             stack.start()
             stack.show()
             while True:
-                stack.watch()
+                stack.keep_up()
                 time.sleep(POLL_SECONDS)
         except Stopped:
             say("stopping")
@@ -445,9 +534,11 @@ def up(settings: StackSettings) -> None:
 
 def down(folder: Path) -> None:
     """Stop the folder's stack, wherever it was started, and wait for its end."""
+    check_folder(folder)
     pid_file = folder / PID_FILE
     if not pid_file.exists():
-        raise StackError(f"{folder}: no stack has been started here")
+        say(f"{folder}: no stack has been started here; there is nothing to stop")
+        return
     with pid_file.open() as stream:
         # a lock that is held shows that the number is a running stack's
         with suppress(BlockingIOError):
@@ -462,7 +553,8 @@ def down(folder: Path) -> None:
 def reset(folder: Path) -> None:
     """Stop the folder's stack and remove its state; a database of your own (PostgreSQL) stays."""
     down(folder)
-    shutil.rmtree(folder)
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def main() -> int:

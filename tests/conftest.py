@@ -1,4 +1,4 @@
-"""What the tests share: one real Prefect server and one real S3 server a session, and small captures."""
+"""What the tests share: one real Prefect server, S3 server and stack a session, and small captures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.running import S3, CommandLine, prefect, seaweedfs
+from tests.integration.stack import Running, started
+from tests.integration.test_trellis_run import gpu_environment
 from tests.synthetic import make_capture
 
 VIEWS, SIZE = 8, 96
@@ -31,6 +33,17 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """A SeaweedFS that all tests share; use prefixes of your own."""
     with seaweedfs(tmp_path_factory.mktemp("s3")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A stack that all tests share, up; who stops it starts it again."""
+    folder = tmp_path_factory.mktemp("stack")
+    once = folder / "once"
+    once.touch()  # a test that wants an empty mesh removes it
+    stand_in = {"STAND_IN_STEP_SECONDS": "0.1", "STAND_IN_EMPTY": "structure", "STAND_IN_ONCE": str(once)}
+    with started(folder / "state", **gpu_environment(folder), **stand_in) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -194,9 +194,9 @@ def wait_until_served(url: str, process: subprocess.Popen[bytes], log: Path) -> 
 
 
 @contextmanager
-def prefect(folder: Path) -> Iterator[str]:
-    """A Prefect server with a database of its own; gives the URL of its API."""
-    (port,) = free_ports(1)
+def prefect(folder: Path, port: int | None = None) -> Iterator[str]:
+    """A Prefect server with a database of its own, the folder's; gives the URL of its API."""
+    port = port or free_ports(1)[0]
     log = folder / "prefect-server.log"
     env = clean_environment() | {"PREFECT_HOME": str(folder / "prefect")}
     arguments = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
@@ -235,8 +235,11 @@ REGION = "us-east-1"
 
 
 @contextmanager
-def seaweedfs(folder: Path) -> Iterator[S3]:
-    """SeaweedFS on the loopback interface; every port explicit, since a busy default would silently move."""
+def seaweedfs(folder: Path, webhook: Mapping[str, str] | None = None) -> Iterator[S3]:
+    """SeaweedFS on the loopback interface; every port explicit, since a busy default would silently move.
+
+    webhook: with these variables over infra/seaweedfs/notification.toml it tells of what is written to `captures`.
+    """
     names = [f"{part}.port{grpc}" for part in ("master", "volume", "filer", "s3", "admin") for grpc in ("", ".grpc")]
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     everything = [f"{action}:{bucket}" for bucket in ("assets", "store") for action in ("Read", "Write", "List")]
@@ -266,7 +269,8 @@ def seaweedfs(folder: Path) -> Iterator[S3]:
     }
     weed = str(Path(sys.executable).with_name("weed"))
     log = folder / "weed.log"
-    env = clean_environment() | {"GOMEMLIMIT": "300MiB"}
+    env = clean_environment() | {"GOMEMLIMIT": "300MiB"} | dict(webhook or {})
+    notifies = [] if webhook is None else [f"-config_dir={ROOT / 'infra' / 'seaweedfs'}"]
     endpoint = f"http://127.0.0.1:{ports['s3.port']}"
     admin = s3fs.S3FileSystem(
         key=ADMIN_KEY,
@@ -275,7 +279,7 @@ def seaweedfs(folder: Path) -> Iterator[S3]:
         use_listings_cache=False,
     )
     with running(
-        [weed, "mini", *(f"-{name}={value}" for name, value in options.items())], env, log, cwd=folder
+        [weed, *notifies, "mini", *(f"-{name}={value}" for name, value in options.items())], env, log, cwd=folder
     ) as process:
         wait_until_served(f"{endpoint}/healthz", process, log)
         # healthy comes before the buckets are there

@@ -1,0 +1,175 @@
+"""What an operator lives through, on a real stack: cancelled, failed and lost runs, priorities, killed processes.
+
+Inference is slow where it has to be hit: the `trellis` engine on its stand-in, whose steps take 0.1 s each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.stack import Stack, members
+from tests.integration.postgresql import postgresql
+from tests.integration.running import STAGES, wait_for
+from tests.integration.stack import PATIENCE, Running, read, started
+from tests.integration.test_trellis_run import views_only
+
+pytestmark = pytest.mark.system
+
+SECONDS = 10
+"""Of a slow inference."""
+SLOW = {"engine": "trellis", "infer__trellis__ss_steps": str(SECONDS * 10), "export__exporter": '"native"'}
+
+
+@pytest.fixture(scope="module")
+def upload(stack: Running, capture: Callable[[str], Path]) -> Callable[[str], str]:
+    """Puts a small capture, views only, into the bucket; gives its id."""
+    files = [path for path in views_only(capture("ball")).rglob("*") if path.is_file()]
+    uploader = Stack(stack.settings).bucket_client("uploader")
+
+    def put(name: str) -> str:
+        for path in files:
+            uploader.pipe_file(f"captures/{name}/views/{path.name}", path.read_bytes())
+        return name
+
+    return put
+
+
+def models(stack: Running) -> list[int]:
+    """Processes that hold the model."""
+    return [int(each.name) for each in stack.processes() if b"trellis_process.py" in read(each / "cmdline")]
+
+
+def inferring(stack: Running, run: str) -> None:
+    """Wait until a run's inference is running."""
+
+    def running() -> bool:
+        assert stack.read(run)["state_type"] in ("SCHEDULED", "PENDING", "RUNNING"), stack.logs
+        return any(child["state_name"] == "Running" for child in stack.children(run)) and bool(models(stack))
+
+    wait_for("the inference", running, PATIENCE)
+
+
+def kill(stack: Running, command: bytes) -> None:
+    """SIGKILL the process of the stack that was started by a command."""
+    (process,) = [each for each in stack.processes() if command in read(each / "cmdline")]
+    os.kill(int(process.name), signal.SIGKILL)
+
+
+def assets(stack: Running, capture: str) -> list[str]:
+    """What is published of a capture."""
+    return Stack(stack.settings).bucket_client("worker").find(f"assets/{capture}")
+
+
+def report(stack: Running, capture: str) -> Any:
+    """The report of a capture's only asset."""
+    (path,) = [path for path in assets(stack, capture) if path.endswith("/report.json")]
+    return json.loads(Stack(stack.settings).bucket_client("worker").cat_file(path))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lost(stack: Running, upload: Callable[[str], str]) -> str:
+    """A run whose machine is gone: worker and process are killed at once, and nobody tells the server.
+
+    It is begun before all other tests, since it takes the server two minutes to see that.
+    """
+    assert stack.process is not None
+    run = stack.run(upload("lost"), infer__seed="6", **SLOW)
+    inferring(stack, run)
+    stack.process.send_signal(signal.SIGSTOP)
+    for pid in members(stack.folder, part="worker-cpu-0"):
+        os.kill(pid, signal.SIGKILL)
+    stack.process.send_signal(signal.SIGCONT)
+    return run
+
+
+def test_cancelled_in_mid_inference(stack: Running, upload: Callable[[str], str]) -> None:
+    run = stack.run(upload("cancelled"), infer__seed="1", **SLOW)
+    inferring(stack, run)
+    stack.set_state(run, "CANCELLING", "Cancelling")
+    wait_for("the end of the inference", lambda: not models(stack), seconds=15)
+    assert stack.ended(run)["state_name"] == "Cancelled", stack.logs
+    wait_for("the end of the handed over run", lambda: stack.children(run)[-1]["state_name"] == "Cancelled")
+    assert assets(stack, "cancelled") == []
+
+
+def test_failed_run_goes_on_where_it_failed(stack: Running, upload: Callable[[str], str]) -> None:
+    """The UI's Retry button, after the stand-in has given an empty mesh once."""
+    fault = Path(stack.env["STAND_IN_ONCE"])
+    fault.unlink()
+    try:
+        run = stack.run(upload("failed"), infer__seed="2", **SLOW)
+        failed = stack.ended(run)
+        assert failed["state_name"] == "Failed", stack.logs
+    finally:
+        fault.touch()
+    assert assets(stack, "failed") == []
+
+    stack.set_state(run, "SCHEDULED", "AwaitingRetry")
+    wait_for("the run's next state", lambda: stack.read(run)["state_name"] not in ("AwaitingRetry", "Failed"))
+    finished = stack.ended(run)
+    assert (finished["state_name"], finished["run_count"]) == ("Completed", 2), stack.logs
+    cached = [stage["name"] for stage in report(stack, "failed")["stages"] if stage["cached"]]
+    assert cached == list(STAGES[:2])
+
+
+def test_interactive_overtakes_what_waits(stack: Running, upload: Callable[[str], str]) -> None:
+    stack.ask("PATCH", "/work_pools/cuda", is_paused=True)
+    try:
+        runs = []
+        for queue in "default", "interactive":
+            runs.append(stack.run("mug", queue, infer__seed=str(len(runs)), infer__views="20"))
+            (waiting,) = wait_for("the inference in the queue", lambda: stack.children(runs[-1]))
+            assert waiting["work_queue_name"] == queue
+    finally:
+        stack.ask("PATCH", "/work_pools/cuda", is_paused=False)
+    assert [stack.ended(run)["state_name"] for run in runs] == ["Completed", "Completed"], stack.logs
+    ordinary, urgent = (stack.children(run)[0]["start_time"] for run in runs)
+    assert urgent < ordinary
+
+
+@pytest.mark.parametrize(("pool", "ends"), [("cuda", ["Crashed", "Completed"]), ("cpu", ["Cancelled", "Completed"])])
+def test_killed_worker_comes_back_and_its_run_completes(
+    pool: str, ends: list[str], stack: Running, upload: Callable[[str], str]
+) -> None:
+    run = stack.run(upload(f"killed-{pool}"), infer__seed={"cuda": "3", "cpu": "4"}[pool], **SLOW)
+    inferring(stack, run)
+    held = models(stack)
+    kill(stack, f"--pool\0{pool}".encode())
+    wait_for("the end of the inference", lambda: not set(held) & set(models(stack)), seconds=15)
+    wait_for("the stack's word", lambda: f"worker-{pool}-0 ended with status -9" in stack.told)
+    wait_for("the end", lambda: stack.read(run)["state_name"] == "Completed", PATIENCE)
+    assert [child["state_name"] for child in stack.children(run)] == ends
+
+
+def test_killed_server_comes_back_and_the_run_completes(stack: Running, upload: Callable[[str], str]) -> None:
+    run = stack.run(upload("kept"), infer__seed="5", **SLOW)
+    inferring(stack, run)
+    kill(stack, b"server\0start")
+    wait_for("the server", lambda: "prefect is started again" in stack.told)
+    wait_for("the end", lambda: stack.read(run)["state_name"] == "Completed", PATIENCE)
+    assert report(stack, "kept")["status"] == "normal"
+
+
+def test_run_of_a_lost_machine_is_seen_and_run_again(stack: Running, lost: str) -> None:
+    wait_for("the end", lambda: stack.read(lost)["state_name"] == "Completed", PATIENCE)
+    history = stack.ask("GET", f"/flow_run_states/?flow_run_id={lost}")
+    (crash,) = [state for state in history if state["type"] == "CRASHED"]
+    assert crash["message"].startswith("No heartbeat")
+    # what it had handed over went on, and was found in the store
+    assert [child["state_name"] for child in stack.children(lost)] == ["Completed"]
+
+
+def test_stack_on_postgresql(tmp_path: Path) -> None:
+    with postgresql() as url, started(tmp_path / "state", CAPTURE2MESH_STACK_DATABASE_URL=url) as stack:
+        run = stack.run()
+        assert stack.ended(run)["state_name"] == "Completed", stack.logs
+        assert [child["state_name"] for child in stack.children(run)] == ["Completed"]
+        assert report(stack, "mug")["status"] == "normal"
+        assert not list((stack.folder / "prefect").glob("*.db*"))

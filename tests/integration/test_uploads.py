@@ -1,0 +1,440 @@
+"""From an upload to its run: a storage that notifies, the receiver, the sweep, and a Prefect server that may be down.
+
+No worker runs here: the tests say themselves how runs end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import s3fs
+from prefect.context import refresh_global_settings_context
+
+from flows.submit import Submission, Submitter
+from flows.sweep import submit_all
+from tasks.capture.completeness import StorageState
+from tasks.capture.listing import list_captures
+from tasks.publish import Latest
+from tasks.settings import settings
+from tasks.storage import Location
+from tasks.store import store
+from tests.integration.running import (
+    ROOT,
+    S3,
+    ask,
+    clean_environment,
+    free_ports,
+    post,
+    prefect,
+    running,
+    seaweedfs,
+    wait_for,
+    wait_until_served,
+)
+from tests.notices import DIALECTS, aws
+
+pytestmark = pytest.mark.system
+
+TOKEN = "token-of-the-test-0123456789"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+QUIET_SECONDS = 2
+VIEWS = 3
+FILES = {f"views/view_{number:03}.png": bytes([number]) * 10 for number in range(VIEWS)}
+FILES |= {f"depth/view_{number:03}.png": bytes([number]) * 20 for number in range(VIEWS)}
+FILES["transforms.json"] = b"{}"
+
+
+@dataclass
+class House:
+    """A bucket, what is told of it, and the server that knows the deployments but has no workers."""
+
+    folder: Path
+    s3: S3
+    server: str
+    receiver: str
+    env: Mapping[str, str]
+    processes: dict[str, ExitStack] = field(default_factory=dict)
+    pid: int = 0  # of the receiver
+
+    def start_server(self) -> None:
+        self.processes["server"] = ExitStack()
+        port = int(self.server.split(":")[2].split("/")[0])
+        self.processes["server"].enter_context(prefect(self.folder, port))
+
+    def start_receiver(self) -> None:
+        port = self.receiver.rpartition(":")[2]
+        log = self.folder / "receiver.log"
+        command = [sys.executable, "-m", "flows", "receive"]
+        stack = self.processes["receiver"] = ExitStack()
+        process = stack.enter_context(running(command, {**self.env, "CAPTURE2MESH_RECEIVE_PORT": port}, log))
+        wait_until_served(f"{self.receiver}/health", process, log)
+        self.pid = process.pid
+
+    def stop(self, name: str) -> None:
+        self.processes.pop(name).close()
+
+    def put(self, capture: str, files: Mapping[str, bytes]) -> None:
+        for path, data in files.items():
+            self.s3.admin.pipe_file(f"captures/{capture}/{path}", data)
+
+    def receiver_memory(self) -> int:
+        """Bytes."""
+        pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
+        return int(pages) * resource.getpagesize()
+
+    def notify(self, key: str) -> int:
+        return httpx.post(f"{self.receiver}/notify", json=aws("captures", key), headers=BEARER, timeout=60).status_code
+
+    def runs(self, capture: str) -> list[dict[str, Any]]:
+        """The runs of a capture, the oldest first."""
+        found = post(self.server, "/flow_runs/filter", flows={"name": {"any_": ["reconstruct"]}}, sort="START_TIME_ASC")
+        return [run for run in found if run["parameters"]["capture"] == f"s3://captures/{capture}"]
+
+    def run(self, capture: str) -> dict[str, Any]:
+        """The only run of a capture, once it is there."""
+        wait_for(f"run of {capture}", lambda: self.runs(capture))
+        (run,) = self.runs(capture)
+        return run
+
+    def end(self, run: Mapping[str, Any], state: str) -> None:
+        """As the run of a worker would: what completes has published."""
+        if state == "COMPLETED":
+            self.publish(run)
+        post(
+            self.server, f"/flow_runs/{run['id']}/set_state", state={"type": state, "message": "so it was"}, force=True
+        )
+
+    def publish(self, run: Mapping[str, Any]) -> None:
+        name = run["parameters"]["capture"].removeprefix("s3://captures/")
+        latest = Latest(
+            run_key="r", upload_key=run["idempotency_key"].split("/")[0], uploaded_at=datetime.now(UTC), report=""
+        )
+        self.s3.admin.pipe_file(f"assets/{name}/latest.json", latest.model_dump_json().encode())
+
+
+def manifest(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    entries = [
+        {"path": path, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for path, data in files.items()
+    ]
+    return {"manifest.json": json.dumps({"schema": 1, "files": entries}).encode()}
+
+
+WHOLE = FILES | manifest(FILES)
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """This process is as one of the house's."""
+
+    def forget() -> None:
+        settings.cache_clear()
+        store.cache_clear()
+        s3fs.S3FileSystem.clear_instance_cache()
+        refresh_global_settings_context()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            patch.setenv(name, value)
+        forget()
+        yield
+    forget()
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    folder = tmp_path_factory.mktemp("uploads")
+    server_port, receiver_port = free_ports(2)
+    receiver = f"http://127.0.0.1:{receiver_port}"
+    webhook = {
+        "WEED_NOTIFICATION_WEBHOOK_ENDPOINT": f"{receiver}/notify",
+        "WEED_NOTIFICATION_WEBHOOK_BEARER_TOKEN": TOKEN,
+    }
+    (folder / "s3").mkdir()
+    with seaweedfs(folder / "s3", webhook) as s3, ExitStack() as stack:
+        own = {
+            **s3.env,
+            "PREFECT_API_URL": f"http://127.0.0.1:{server_port}/api",
+            "PREFECT_HOME": str(folder / "home"),
+            "CAPTURE2MESH_STORE": "s3://store",
+            "CAPTURE2MESH_WATCHED": "s3://captures",
+            "CAPTURE2MESH_OUTPUT": "s3://assets",
+            "CAPTURE2MESH_QUIET_SECONDS": str(QUIET_SECONDS),
+            "CAPTURE2MESH_RECEIVE_TOKEN": TOKEN,
+            "CAPTURE2MESH_INFER_DEPLOYMENT": "infer/cuda",
+        }
+        house = House(folder, s3, own["PREFECT_API_URL"], receiver, clean_environment() | own)
+        stack.callback(lambda: [each.close() for each in house.processes.values()])
+        house.start_server()
+        for pool in "cpu", "cuda":
+            post(house.server, "/work_pools/", name=pool, type="process")
+        deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+        with running(deploy, house.env, folder / "deploy.log", ROOT) as process:
+            assert process.wait(timeout=60) == 0, (folder / "deploy.log").read_text()
+        house.start_receiver()
+        with environment(own):
+            yield house
+
+
+@pytest.fixture
+def submitter(house: House) -> Submitter:
+    return Submitter("s3://captures", "s3://assets")
+
+
+def swept(submitter: Submitter, capture: str) -> Submission:
+    """What a sweep makes of a capture."""
+    state = StorageState.of(Location.of("s3://captures"))
+    submissions = {each.id: each for each in submit_all(submitter, list_captures("s3://captures"), state)}
+    return submissions[capture]
+
+
+@pytest.mark.parametrize("name", ["mug", "day 1/mug+1", "100%/%41", "grün/☃ 日本", "a&b=c#d/'x'"])
+def test_upload_becomes_one_run(house: House, name: str) -> None:
+    house.put(name, FILES)
+    time.sleep(0.3)
+    assert house.runs(name) == []  # nothing says that it is complete
+    begun = time.monotonic()
+    house.put(name, manifest(FILES))
+    run = house.run(name)
+    print(f"run {time.monotonic() - begun:.2f} s after the last file")
+    assert run["state_type"] == "SCHEDULED" and run["work_queue_name"] == "default"
+    assert run["idempotency_key"].endswith("/1")
+    asked = run["parameters"]
+    assert (asked["root"], asked["output"], asked["engine"]) == ("s3://captures", "s3://assets", "fusion")
+
+
+def test_upload_is_told_as_an_event(house: House) -> None:
+    house.put("told", WHOLE)
+    house.run("told")
+
+    def captures() -> bool:
+        found = post(house.server, "/events/filter", filter={"event": {"name": ["capture.uploaded"]}})["events"]
+        return "s3://captures/told" in [event["payload"].get("capture") for event in found]
+
+    wait_for("the event", captures)
+
+
+def test_manifest_may_come_first_and_events_in_any_order(house: House) -> None:
+    paths = sorted(FILES, key=lambda path: hashlib.sha256(path.encode()).digest())
+    house.put("shuffled", manifest(FILES))
+    for path in paths[:-1]:
+        house.put("shuffled", {path: WHOLE[path]})
+        house.notify(f"shuffled/{paths[-1]}")  # of what is not there yet
+        assert house.runs("shuffled") == []
+    house.put("shuffled", {paths[-1]: WHOLE[paths[-1]]})
+    for path in reversed(paths):
+        assert house.notify(f"shuffled/{path}") == 200
+    house.run("shuffled")
+
+
+def test_duplicates_at_once_are_one_run(house: House, submitter: Submitter) -> None:
+    house.put("twice", FILES)
+    house.put("twice", {"_COMPLETE": b""})
+    with ThreadPoolExecutor(32) as pool:
+        answers = pool.map(house.notify, ["twice/_COMPLETE", "twice/transforms.json"] * 16)
+        sweeps = [pool.submit(submitter.submit, "s3://captures/twice") for _ in range(4)]
+        assert set(answers) == {200}
+        assert {sweep.result().state for sweep in sweeps} == {"submitted"}
+    house.run("twice")
+
+
+def test_receiver_that_was_down_is_made_up_for_by_the_sweep(house: House, submitter: Submitter) -> None:
+    house.stop("receiver")
+    house.put("unheard", WHOLE)
+    assert house.runs("unheard") == []
+    assert swept(submitter, "unheard").state == "submitted"
+    run = house.run("unheard")
+    house.start_receiver()
+    assert house.notify("unheard/manifest.json") == 200
+    assert swept(submitter, "unheard").state == "submitted"
+    assert house.run("unheard")["id"] == run["id"]
+    house.end(run, "COMPLETED")
+    assert swept(submitter, "unheard").state == "published"
+
+
+def test_server_that_was_down_is_told_again(house: House) -> None:
+    house.put("patient", FILES)
+    house.stop("server")
+    house.put("patient", {"_COMPLETE": b""})
+    assert house.notify("patient/_COMPLETE") == 503
+    house.start_server()
+    assert house.notify("patient/_COMPLETE") == 200
+    house.run("patient")
+
+
+def test_aborted_upload_is_no_capture(house: House, submitter: Submitter) -> None:
+    half = dict(list(FILES.items())[:4])
+    house.put("aborted", half | manifest(FILES))
+    upload = house.s3.admin.call_s3("create_multipart_upload", Bucket="captures", Key="broken/views/view_009.png")
+    house.put("broken", FILES)
+    time.sleep(QUIET_SECONDS + 1)
+    for name, reason in ("aborted", "what manifest.json lists"), ("broken", "upload of views/view_009.png"):
+        found = swept(submitter, name)
+        assert found.state == "incomplete" and reason in found.reason
+        assert house.runs(name) == []
+    house.s3.admin.call_s3(
+        "abort_multipart_upload", Bucket="captures", Key="broken/views/view_009.png", UploadId=upload["UploadId"]
+    )
+    assert swept(submitter, "broken").state == "submitted"
+    house.run("broken")
+
+
+def test_quiet_period_is_by_the_clock_of_the_storage(
+    house: House, submitter: Submitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Wrong:
+            return cls(2040, 1, 1, tzinfo=tz)
+
+    for module in "tasks.storage", "tasks.ledger", "flows.submit":
+        monkeypatch.setattr(f"{module}.datetime", Wrong)
+    house.put("quiet", FILES)
+    assert swept(submitter, "quiet").state == "incomplete"
+    time.sleep(QUIET_SECONDS + 1)
+    assert swept(submitter, "quiet").state == "submitted"
+
+
+def test_other_content_is_new_work_and_the_same_is_not(house: House, submitter: Submitter) -> None:
+    house.put("changed", WHOLE)
+    first = house.run("changed")
+    house.end(first, "COMPLETED")
+    house.put("changed", WHOLE)
+    assert swept(submitter, "changed").state == "published"
+    other = FILES | {"transforms.json": b"{ }"}
+    house.put("changed", other)
+    assert swept(submitter, "changed").state == "incomplete"  # the manifest is of what was there before
+    house.put("changed", manifest(other))
+    wait_for("the second run", lambda: len(house.runs("changed")) == 2)
+    third = FILES | {"transforms.json": b"{   }"}
+    house.put("changed", third | manifest(third))  # while the second one is at work
+    wait_for("the third run", lambda: len(house.runs("changed")) == 3)
+    house.stop("receiver")
+    house.put("changed", WHOLE)  # and back to what is published: that both of them are of no use any more
+    assert swept(submitter, "changed").state == "published"
+    fourth = FILES | {"transforms.json": b"{    }"}
+    house.put("changed", fourth | manifest(fourth))
+    found = swept(submitter, "changed")
+    assert (found.state, found.changed) == ("submitted", True)
+    house.start_receiver()
+
+
+def test_content_that_comes_back_is_published_again(house: House, submitter: Submitter) -> None:
+    other = FILES | {"transforms.json": b"{  }"}
+    for number, files in enumerate([FILES, other, FILES, other, FILES], 1):
+        house.put("back", files | manifest(files))
+        wait_for(f"run {number}", lambda number=number: len(house.runs("back")) == number)
+        unended = [run for run in house.runs("back") if run["state_type"] == "SCHEDULED"]
+        assert len(unended) == 1
+        house.end(unended[0], "COMPLETED")
+    assert swept(submitter, "back").state == "published"
+
+
+@pytest.mark.parametrize(("state", "final"), [("CRASHED", True), ("FAILED", False)])
+def test_run_that_could_not_say_why_it_failed(
+    house: House, submitter: Submitter, monkeypatch: pytest.MonkeyPatch, state: str, final: bool
+) -> None:
+    """A crash counts against its capture; a run that never began with it does not."""
+    monkeypatch.setattr("tasks.ledger.RETRY_BASE", timedelta(0))
+    name = state.lower()
+    house.put(name, WHOLE)
+    house.run(name)
+    for attempt in 1, 2, 3:
+        run = next(run for run in house.runs(name) if run["state_type"] == "SCHEDULED")
+        assert run["idempotency_key"].endswith(f"/{attempt}")
+        house.end(run, state)
+        with ThreadPoolExecutor(8) as pool:
+            found = {each.state for each in pool.map(submitter.submit, [f"s3://captures/{name}"] * 8)}
+        assert len(house.runs(name)) == attempt + (attempt < 3 or not final), found
+    found = swept(submitter, name)
+    assert found.state == ("quarantined" if final else "submitted")
+    if final:
+        assert "so it was" in found.reason
+        house.put(name, manifest(FILES | {"transforms.json": b"{}\n"}) | {"transforms.json": b"{}\n"})
+        wait_for("a run of the new content", lambda: len(house.runs(name)) == 4)
+
+
+def test_failed_upload_waits_before_it_is_tried_again(house: House, submitter: Submitter) -> None:
+    house.put("later", WHOLE)
+    house.end(house.run("later"), "CRASHED")
+    for _ in range(3):
+        assert swept(submitter, "later").state == "waiting"
+    assert len(house.runs("later")) == 1
+
+
+def test_every_dialect_reaches_the_server(house: House) -> None:
+    house.stop("receiver")
+    for dialect in DIALECTS:
+        house.put(f"by {dialect}", WHOLE)
+    house.start_receiver()
+    for dialect, body_of in DIALECTS.items():
+        body = body_of("captures", f"by {dialect}/manifest.json")
+        assert httpx.post(f"{house.receiver}/notify", json=body, timeout=60).status_code == 401
+        assert house.runs(f"by {dialect}") == []
+        assert httpx.post(f"{house.receiver}/notify", json=body, headers=BEARER, timeout=60).status_code == 200
+        house.run(f"by {dialect}")
+
+
+def test_flood_takes_no_memory(house: House) -> None:
+    """Of calls that are not signed, too large, or name nothing; half of them at once."""
+    calls: list[dict[str, Any]] = [
+        {"json": aws("captures", "flood/_COMPLETE")},
+        {"content": b" " * 2**21, "headers": BEARER},
+        {"content": b" " * 2**19, "headers": BEARER},
+        {"json": aws("other", "x" * 1000), "headers": BEARER},
+        {"content": b" " * 2**19, "headers": {"X-Signature": "forged"}},
+    ]
+
+    def flood(count: int) -> Counter[int]:
+        with httpx.Client(timeout=60) as client, ThreadPoolExecutor(16) as pool:
+            answers = pool.map(
+                lambda n: _status(client, f"{house.receiver}/notify", calls[n % len(calls)]), range(count)
+            )
+            return Counter(answers)
+
+    flood(100)
+    before = house.receiver_memory()
+    answers = flood(1500)
+    assert {401, 413, 400, 200} <= answers.keys(), answers
+    assert house.receiver_memory() < before + 32 * 2**20
+    assert house.runs("flood") == []
+    assert house.notify("nothing/_COMPLETE") in (200, 429)
+
+
+def _status(client: httpx.Client, url: str, call: dict[str, Any]) -> int:
+    """0 where the receiver hung up on what is too large."""
+    try:
+        return client.post(url, **call).status_code
+    except httpx.TransportError:
+        return 0
+
+
+def test_event_from_elsewhere_starts_a_sweep_of_its_prefix(house: House) -> None:
+    event = {
+        "id": "0b0a4f5e-8a8e-4a53-9b42-5b3a8e5f0001",
+        "occurred": datetime.now(UTC).isoformat(),
+        "event": "capture.uploaded",
+        "resource": {"prefect.resource.id": "s3://captures/day 1"},
+    }
+    httpx.post(f"{house.server}/events", json=[event]).raise_for_status()
+
+    def sweeps() -> list[dict[str, Any]]:
+        found = post(house.server, "/flow_runs/filter", flows={"name": {"any_": ["sweep"]}})
+        return [run for run in found if not run["auto_scheduled"]]
+
+    (run,) = wait_for("the sweep", sweeps)
+    assert run["parameters"] == {"watched": "s3://captures/day 1"}
+    assert ask(house.server, "/deployments/name/sweep/default")["schedules"][0]["active"]
