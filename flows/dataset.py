@@ -29,7 +29,7 @@ from tasks.storage import Location
 from tasks.store import store
 
 POLL_SECONDS = 3
-CRASHES = 3  # of batches that are replaced; then something is wrong with the machines
+CRASHES = 3  # of batches that are replaced; then something is wrong with the machines that they were on
 
 
 def _run_name() -> str:
@@ -90,9 +90,9 @@ def _hand_over(
                 if any(state.is_completed() for state in ended):
                     if len(ended) == len(runs):  # the list has been gone through
                         return
-                elif len(ended) >= CRASHES or any(state.is_cancelled() for state in ended):
+                elif (len(ended) == len(runs) >= CRASHES) or any(state.is_cancelled() for state in ended):
                     raise InferenceInterrupted(f"{deployment}: no batch came to its end: {ended[-1].message}")
-                elif len(runs) - len(ended) < max(1, _online(client, pool)):
+                elif len(ended) < CRASHES and len(runs) - len(ended) < max(1, _online(client, pool)):
                     runs.append(cast(FlowRun, run_deployment(deployment, parameters=asked, timeout=0)))
                 show(_gone_through(client, runs))
                 time.sleep(POLL_SECONDS)

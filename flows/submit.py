@@ -142,7 +142,8 @@ class Submitter:
         failure = failure_of(self.output.url, key)
         attempt = failure.attempts + 1 if failure else 1
         while True:
-            if failure is not None and (failure.final or datetime.now(UTC) < failure.retry_at):
+            lapsed = failure is not None and _lapsed(failure, listing)
+            if failure is not None and not lapsed and (failure.final or datetime.now(UTC) < failure.retry_at):
                 return _submission(listing, "quarantined" if failure.final else "waiting", failure.reason)
             run = self._run(listing, f"{key}/{attempt}")
             if run is None or not _ended(run):
@@ -246,6 +247,14 @@ def submitter() -> Submitter:
 
 def _submission(listing: Listing, state: Any, reason: str = "") -> Submission:
     return Submission(id=listing.id, uri=listing.uri, state=state, reason=reason, uploaded_at=listing.uploaded_at)
+
+
+def _lapsed(failure: Failure, listing: Listing) -> bool:
+    """Whether a capture was refused before what its manifest declares had come.
+
+    The upload key holds the declared content, so it stays when files of the same size are replaced by what is declared.
+    """
+    return failure.kind == "refused" and listing.manifest is not None and listing.uploaded_at > failure.at
 
 
 def _ended(run: FlowRun) -> bool:

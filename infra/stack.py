@@ -33,6 +33,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 
 from infra.deploy import POOLS, Server
+from infra.processes import MEMBER, PART, POLL_SECONDS, STOP_SECONDS, end, runs_of
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "tests" / "data" / "mug"
@@ -52,10 +53,8 @@ PORT_OPTIONS = [
     *(f"{p}.port{g}" for p in ("master", "volume", "filer", "admin") for g in ("", ".grpc")),
 ]
 LEFT = {"PENDING": ("SCHEDULED", "AwaitingRetry"), "RUNNING": ("CRASHED", "Crashed")}  # what becomes of runs
-# in the environment of every process of a stack: the stack's folder, and which of its processes it or its parent is
-MEMBER, PART = "CAPTURE2MESH_STACK_MEMBER", "CAPTURE2MESH_STACK_PART"
-HEARTBEAT_SECONDS = 30  # of runs; infra/automations.json waits for three of them
-START_SECONDS, STOP_SECONDS, POLL_SECONDS, LOG_LINES = 120, 15, 0.2, 20
+HEARTBEAT_SECONDS = 30  # of runs; infra/automations.json waits for three to be missing
+START_SECONDS, LOG_LINES = 120, 20
 LONGEST_PAUSE_SECONDS = 60  # before a process that keeps ending is started again
 
 
@@ -442,44 +441,6 @@ def answers(url: str) -> bool:
         return httpx.get(url, timeout=5).is_success
     except httpx.TransportError:
         return False
-
-
-def environments(folder: Path, part: str = "") -> Iterator[tuple[int, list[bytes]]]:
-    """Processes of a folder's stack (Linux), or of a part of it, with their environment."""
-    marks = {f"{MEMBER}={folder}".encode(), *([f"{PART}={part}".encode()] if part else [])}
-    for file in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):
-            environment = file.read_bytes().split(b"\0")
-            if marks <= set(environment):
-                yield int(file.parent.name), environment
-
-
-def members(folder: Path, but: Container[int] = (), part: str = "") -> list[int]:
-    """Processes of a folder's stack, or of a part of it, `but` those of some sessions; a run has one of its own."""
-    found = []
-    for pid, _ in environments(folder, part):
-        with suppress(OSError):
-            if os.getsid(pid) not in but:
-                found.append(pid)
-    return found
-
-
-def runs_of(folder: Path, part: str = "") -> set[str]:
-    """Ids of the runs that processes of a folder's stack are working at."""
-    name = b"PREFECT__FLOW_RUN_ID="
-    entries = [entry for _, environment in environments(folder, part) for entry in environment]
-    return {entry.removeprefix(name).decode() for entry in entries if entry.startswith(name)}
-
-
-def end(folder: Path, but: Container[int] = (), part: str = "") -> None:
-    """End processes of a folder's stack, if need be by force."""
-    for number in signal.SIGTERM, signal.SIGKILL:
-        for pid in members(folder, but, part):
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
-        deadline = time.monotonic() + STOP_SECONDS
-        while members(folder, but, part) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
 
 
 def check_folder(folder: Path) -> None:

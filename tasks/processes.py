@@ -47,6 +47,8 @@ class Processes:
                     process.kill()
             with suppress(Empty):
                 pools.append(self._free.get(timeout=_POLL_SECONDS))
+        for process in multiprocessing.active_children():  # idle now; by themselves they end one by one, in seconds
+            process.kill()
         for pool in pools:
             pool.shutdown()
             self._free.put(pool)

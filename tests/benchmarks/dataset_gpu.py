@@ -1,11 +1,12 @@
-"""Datasets on one GPU: `python tests/benchmarks/dataset_gpu.py --trellis-root ROOT --weights RANDOM`.
+"""Datasets on one GPU: `python tests/benchmarks/dataset_gpu.py --trellis-root ROOT --weights RANDOM [ROUTE[=COUNT]]`.
 
 The same captures by several routes, one after the other on one machine, each with a store of its own:
 loop:    the stages one after the other in one process, the model loaded once, no Prefect
 command: a process per capture, `python -m flows reconstruct`
 batch:   the flow `reconstruct-dataset`, with Prefect's own server
-each with the exporter `native` or `to_glb`. RANDOM is what `random_weights.py` made; see `forced_geometry` for what it
-takes to have an object then. The captures are that object's: 8 views of 1080 x 1080 with cameras and depth.
+pair:    two processes `python -m flows dataset` over the one dataset, so two models on the GPU (40 GiB)
+each as `loop-native` or `loop-to_glb`, by the exporter. RANDOM is what `random_weights.py` made; see `forced_geometry`
+for what it takes to have an object then. The captures are that object's: 8 views of 1080 x 1080, cameras and depth.
 """
 
 from __future__ import annotations
@@ -14,33 +15,45 @@ import argparse
 import multiprocessing
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
 
 from tests.benchmarks.dataset import Memory, use_store  # noqa: E402  (the path comes first)
 
 VIEWS, SIZE = 8, 1080
 METRES = 0.34  # of the forced object's unit cube
-NOISE = 2.0  # of a sensor, 8-bit steps: each capture has other bytes, and a photograph's file size
-COUNTS = {"loop-native": 5, "loop-to_glb": 5, "command-native": 3, "batch-native": 32, "batch-to_glb": 8}
-GPU_POLL_SECONDS = 1
+NOISE = 2.0  # of a sensor, 8-bit steps: views have a photograph's file size
+COUNTS = {
+    "loop-native": 4,
+    "loop-to_glb": 4,
+    "command-native": 3,
+    "batch-native": 24,
+    "batch-to_glb": 8,
+    "pair-native": 24,
+}
+GPU_POLL_SECONDS = 1.0
 
 
 @dataclass
 class Measured:
-    """What a route took. seconds: all of it, with start and load. ends: when each capture was done; requests: what the
-    model did (operation, begun, ended); all in seconds since the start."""
+    """What a route took, in seconds since its start; load and servers included.
+
+    ends: when each capture was published. requests: what the model was asked (operation, begun, ended), where that was
+    seen. stages: median seconds.
+    """
 
     seconds: float = 0.0
     ends: list[float] = field(default_factory=list)
@@ -52,18 +65,38 @@ class Measured:
     @property
     def warm_per_hour(self) -> float:
         """Captures an hour once the first is done, to the very end."""
-        first = min(self.ends)
-        return 3600 * (len(self.ends) - 1) / (self.seconds - first)
-
-    def in_flight(self, operations: Sequence[str], until: float) -> float:
-        """Share of the time from the end of the first inference that the model is asked something."""
-        begun = min(end for operation, _, end in self.requests if operation == "infer")
-        busy = sum(end - start for name, start, end in self.requests if name in operations and start >= begun)
-        return busy / (until - begun)
+        return 3600 * (len(self.ends) - 1) / (self.seconds - self.ends[0])
 
     @property
     def last_inference(self) -> float:
         return max(end for operation, _, end in self.requests if operation == "infer")
+
+    def in_flight(self, until: float, *operations: str) -> float:
+        """Share of the time from the first published capture that the model works on a request."""
+        first = self.ends[0]
+        busy = [max(0, min(end, until) - max(start, first)) for name, start, end in self.requests if name in operations]
+        return sum(busy) / (until - first)
+
+    def took(self, operation: str) -> str:
+        return " ".join(f"{end - start:.1f}" for name, start, end in self.requests if name == operation)
+
+
+class GpuMemory:
+    """Memory in use on the GPU, sampled; `peak` in GiB."""
+
+    def __init__(self) -> None:
+        self.peak, self._ended = 0.0, threading.Event()
+        threading.Thread(target=self._sample, daemon=True).start()
+
+    def _sample(self) -> None:
+        command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        while not self._ended.wait(GPU_POLL_SECONDS):
+            told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+            self.peak = max(self.peak, *(int(mebibytes) / 1024 for mebibytes in told if mebibytes.isdigit()), 0.0)
+
+    def stop(self) -> float:
+        self._ended.set()
+        return self.peak
 
 
 def make_capture(folder: Path, seed: int) -> None:
@@ -74,10 +107,11 @@ def make_capture(folder: Path, seed: int) -> None:
     from tests.benchmarks.forced_geometry.sitecustomize import FREQUENCY, RADIUS, WAVE
     from tests.synthetic import OBJECT_CENTRE, field_mesh, orbit_cameras, pattern, solid_colours, write_capture
 
+    def blob(points: Any) -> Any:
+        return np.linalg.norm(points, axis=1) - RADIUS - WAVE * np.sin(FREQUENCY * points).prod(axis=1)
+
     rng = np.random.default_rng(seed)
-    mesh = field_mesh(
-        lambda p: np.linalg.norm(p, axis=1) - RADIUS - WAVE * np.sin(FREQUENCY * p).prod(axis=1), half=0.5, cells=120
-    )
+    mesh = field_mesh(blob, half=0.5, cells=120)
     mesh.apply_scale(METRES)
     mesh.apply_translation(OBJECT_CENTRE)
     tint = rng.uniform(0.6, 1.0, 3)
@@ -96,111 +130,66 @@ def make_captures(folder: Path, count: int) -> None:
         list(pool.map(make_capture, [folder / f"{index:03}" for index in missing], missing))
 
 
-def select(captures: Path, count: int, folder: Path) -> Path:
-    """A dataset of the first so many captures."""
-    for index in range(count):
-        shutil.copytree(captures / f"{index:03}", folder / f"{index:03}")
-    return folder
-
-
-@contextmanager
-def watched_gpu(measured: Measured) -> Iterator[None]:
-    """Within the block the GPU's memory in use is sampled."""
-    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", f"-l{GPU_POLL_SECONDS}"]
-    with tempfile.TemporaryFile("w+") as samples:
-        process = subprocess.Popen(command, stdout=samples)
-        try:
-            yield
-        finally:
-            process.kill()
-            process.wait()
-            samples.seek(0)
-            measured.gpu_peak_gib = max(
-                (int(each) / 1024 for each in samples.read().split() if each.isdigit()), default=0
-            )
-
-
-def observe_requests(measured: Measured, begun: float) -> None:
-    """From now on every request to the model is kept."""
+def observe_requests(measured: Measured) -> None:
+    """From now on every request of this process to the model is kept."""
     from tasks.inference.trellis import TrellisProcess
 
     ask = TrellisProcess.request
 
     def request(self: TrellisProcess, operation: str, *arguments: Any) -> Any:
-        asked = time.perf_counter()
+        asked = time.time()
         try:
             return ask(self, operation, *arguments)
         finally:
-            measured.requests.append((operation, asked - begun, time.perf_counter() - begun))
+            measured.requests.append((operation, asked, time.time()))
 
-    TrellisProcess.request = request  # type: ignore[assignment]
+    TrellisProcess.request = request  # type: ignore[method-assign]
 
 
-def loop(folder: Path, dataset: Path, exporter: str, measured: Measured, begun: float) -> None:
-    """One capture after the other."""
+def loop(dataset: Path, output: Path, exporter: Any) -> None:
     from flows.batch import _whole
     from tasks.inference.infer import TRELLIS, resolve_engine
     from tasks.plan import plan
     from tasks.settings import ExportParameters, Parameters
-    from tasks.weights.pins import Weights, bundle
-    from tasks.weights.stages import fetch_weights
 
     engine, parameters = resolve_engine("trellis"), Parameters(export=ExportParameters(exporter=exporter))
-    fetch_weights(Weights.of(bundle()))
-    published = []
-    for capture in plan(str(dataset), str(folder / "out"), engine, parameters).pending:
-        published.append(_whole(capture, str(folder / "out"), engine, parameters))
-        measured.ends.append(time.perf_counter() - begun)
-    keep_stages(measured, [one.report for one in published])
+    for capture in plan(str(dataset), str(output), engine, parameters).pending:
+        _whole(capture, str(output), engine, parameters)
     TRELLIS.close()
 
 
-def batch(folder: Path, dataset: Path, exporter: str, measured: Measured, begun: float) -> None:
-    """What `python -m flows dataset` does."""
-    from flows import batch as batches
+def batch(dataset: Path, output: Path, exporter: Any) -> None:
     from flows.dataset import reconstruct_dataset
     from flows.ephemeral import start_server
     from tasks.inference.infer import TRELLIS
-    from tasks.report import Report
     from tasks.settings import ExportParameters, Parameters
 
-    tell = batches._tell
-
-    def told(outcome: batches.Outcome) -> None:
-        if outcome.failed:
-            print(f"# {outcome.capture.id} {outcome.state}: {outcome.reason}", file=sys.stderr)
-        else:
-            measured.ends.append(time.perf_counter() - begun)
-        tell(outcome)
-
-    batches._tell = told
     start_server()
     parameters = Parameters(export=ExportParameters(exporter=exporter))
-    report = reconstruct_dataset(str(dataset), str(folder / "out"), "trellis", parameters)
-    print(f"# {report.counts}", file=sys.stderr)
-    files = (folder / "out").glob("*/*/report.json")
-    keep_stages(measured, [Report.model_validate_json(file.read_bytes()) for file in files])
+    print(f"# {reconstruct_dataset(str(dataset), str(output), 'trellis', parameters).counts}")
     TRELLIS.close()
 
 
-def keep_stages(measured: Measured, reports: Sequence[Any]) -> None:
-    """The median seconds of each stage, over the captures."""
-    import statistics
-
-    names = dict.fromkeys(stage.name for report in reports for stage in report.stages)
-    statuses = sorted({report.status for report in reports})
-    print(f"# {len(reports)} reports: {statuses}", file=sys.stderr)
-    for name in names:
-        seconds = [stage.seconds for report in reports for stage in report.stages if stage.name == name]
-        measured.stages[name] = statistics.median(seconds)
+def flows(command: str, what: Path, output: Path, exporter: str, **env: str) -> subprocess.Popen[bytes]:
+    arguments = [command, str(what), str(output), "--engine", "trellis", "--set", f"export.exporter={exporter}"]
+    return subprocess.Popen([sys.executable, "-m", "flows", *arguments], cwd=ROOT, env={**os.environ, **env})
 
 
-def command(folder: Path, dataset: Path, exporter: str, measured: Measured, begun: float) -> None:
-    """A process per capture."""
+def command(dataset: Path, output: Path, exporter: str) -> None:
     for capture in sorted(dataset.iterdir()):
-        arguments = [str(capture), str(folder / "out"), "--engine", "trellis", "--set", f"export.exporter={exporter}"]
-        subprocess.run([sys.executable, "-m", "flows", "reconstruct", *arguments], cwd=HERE.parents[1], check=True)
-        measured.ends.append(time.perf_counter() - begun)
+        assert flows("reconstruct", capture, output, exporter).wait() == 0
+
+
+def pair(dataset: Path, output: Path, exporter: str) -> None:
+    half = str(max(1, (os.cpu_count() or 1) // 2))
+    both = [
+        flows("dataset", dataset, output, exporter, CAPTURE2MESH_BATCH_PROCESSES=half, PREFECT_HOME=f"{output}-{name}")
+        for name in ("a", "b")
+    ]
+    assert [process.wait() for process in both] == [0, 0]
+
+
+ROUTES = {"loop": loop, "command": command, "batch": batch, "pair": pair}
 
 
 def measure(route: str, dataset: Path, folder: Path) -> Measured:
@@ -210,14 +199,50 @@ def measure(route: str, dataset: Path, folder: Path) -> Measured:
     use_store(folder)
     os.environ |= {"PREFECT_HOME": str(folder.parent / "prefect"), **PREFECT_DEFAULTS}
     name, _, exporter = route.partition("-")
-    measured, begun = Measured(), time.perf_counter()
-    observe_requests(measured, begun)
-    memory = Memory()
-    with watched_gpu(measured):
-        {"loop": loop, "batch": batch, "command": command}[name](folder, dataset, exporter, measured, begun)
-        measured.seconds = time.perf_counter() - begun
-    measured.peak_mb = memory.stop()
+    measured, output = Measured(), folder / "out"
+    observe_requests(measured)
+    memory, gpu_memory, begun = Memory(), GpuMemory(), time.time()
+    ROUTES[name](dataset, output, exporter)
+    measured.seconds = time.time() - begun
+    measured.peak_mb, measured.gpu_peak_gib = memory.stop(), gpu_memory.stop()
+    measured.ends = sorted(marker.stat().st_mtime - begun for marker in output.glob("*/*/_SUCCESS"))
+    measured.requests = [(operation, start - begun, end - begun) for operation, start, end in measured.requests]
+    measured.stages = stages(output)
     return measured
+
+
+def stages(output: Path) -> dict[str, float]:
+    """The median seconds of each stage; says how the captures ended."""
+    from tasks.report import Report
+
+    reports = [Report.model_validate_json(file.read_bytes()) for file in output.glob("*/*/report.json")]
+    print(f"# {len(reports)} reports: {sorted({report.status for report in reports})}")
+    seconds: dict[str, list[float]] = {}
+    for stage in (stage for report in reports for stage in report.stages if not stage.cached):
+        seconds.setdefault(stage.name, []).append(stage.seconds)
+    return {name: round(statistics.median(each), 2) for name, each in seconds.items()}
+
+
+def show(route: str, measured: Measured) -> None:
+    """One route's figures."""
+    ends, requests = measured.ends, {operation for operation, _, _ in measured.requests}
+    print(f"{route}: {len(ends)} captures in {measured.seconds:.1f} s, the first after {ends[0]:.1f} s")
+    if len(ends) > 1:
+        print(f"  {measured.warm_per_hour:.0f} captures an hour after the first")
+    if "infer" in requests and measured.last_inference > ends[0]:
+        for name, until in (("the last inference", measured.last_inference), ("the end", measured.seconds)):
+            shares = [measured.in_flight(until, *names) for names in (("infer",), ("infer", "to_glb"))]
+            print(f"  from the first capture to {name}: inference {shares[0]:.1%}, the model's process {shares[1]:.1%}")
+    for operation in ("load", "infer", "to_glb"):
+        if operation in requests:
+            print(f"  {operation}: {measured.took(operation)} s")
+    print(f"  stages, median s: {measured.stages}")
+    print(f"  peak {measured.peak_mb:.0f} MB of all processes, {measured.gpu_peak_gib:.1f} GiB of the GPU", flush=True)
+
+
+def counts_of(routes: Sequence[str]) -> dict[str, int]:
+    asked = (route.partition("=") for route in routes)
+    return {name: int(count or COUNTS[name]) for name, _, count in asked}
 
 
 def main() -> None:
@@ -230,35 +255,17 @@ def main() -> None:
     parser.add_argument("routes", nargs="*", metavar="ROUTE[=COUNT]", default=list(COUNTS))
     asked = parser.parse_args()
     use(asked.trellis_root, asked.weights)
-    counts = {name: int(count or COUNTS[name]) for name, _, count in (each.partition("=") for each in asked.routes)}
+    counts = counts_of(asked.routes)
     with tempfile.TemporaryDirectory() as temporary:
         captures = asked.captures or Path(temporary) / "captures"
         make_captures(captures, max(counts.values()))
         for route, count in counts.items():
             folder = Path(temporary) / route
-            dataset = select(captures, count, folder / "in")
+            for index in range(count):
+                shutil.copytree(captures / f"{index:03}", folder / "in" / f"{index:03}")
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                show(route, pool.submit(measure, route, dataset, folder).result())
+                show(route, pool.submit(measure, route, folder / "in", folder).result())
             shutil.rmtree(folder)
-
-
-def show(route: str, measured: Measured) -> None:
-    """One route's figures."""
-    count = len(measured.ends)
-    print(f"{route}: {count} captures in {measured.seconds:.1f} s, the first after {min(measured.ends):.1f} s")
-    if count > 1:
-        print(f"  {measured.warm_per_hour:.0f} captures an hour after the first")
-    if len([1 for operation, _, _ in measured.requests if operation == "infer"]) > 1:
-        for until, name in ((measured.last_inference, "to the last inference's end"), (measured.seconds, "to the end")):
-            shares = [measured.in_flight(names, until) for names in (("infer",), ("infer", "to_glb"))]
-            print(
-                f"  from the first inference's end {name}: {shares[0]:.1%} inference, {shares[1]:.1%} the model in all"
-            )
-    for operation in ("load", "infer", "to_glb"):
-        seconds = [f"{end - start:.1f}" for name, start, end in measured.requests if name == operation]
-        print(f"  {operation}: {' '.join(seconds)}" if seconds else "", end="\n" if seconds else "")
-    print(f"  stages, median: {measured.stages}")
-    print(f"  peak {measured.peak_mb:.0f} MB of all processes, {measured.gpu_peak_gib:.1f} GiB of the GPU", flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from infra.stack import PART, Stack, environments
+from infra.processes import PART, environments
+from infra.stack import Stack
 from tests.integration.running import ROOT, SMALL, assignments, wait_for
 from tests.integration.stack import PASSWORD, Running, started
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import httpx
 
-from infra.stack import StackSettings, members
+from infra.processes import members
+from infra.stack import StackSettings
 from tests.integration.running import ROOT, SMALL, clean_environment, free_ports, kill_group, wait_for
 
 PASSWORD = "a password of the test"
@@ -65,7 +66,7 @@ class Running:
             )
 
     def start(self) -> None:
-        """Start it; returns when a run can be submitted."""
+        """Start it; returns when a run can be submitted. The sweep, a process each minute, is left to its own tests."""
         self.process = self.command("up")
 
         def up() -> bool:
@@ -73,6 +74,8 @@ class Running:
             return UP in self.told
 
         wait_for("the stack", up, PATIENCE)
+        sweep = self.ask("GET", "/deployments/name/sweep/default")["id"]
+        self.ask("PATCH", f"/deployments/{sweep}", paused=True)
 
     def stop(self) -> None:
         """Stop it as Ctrl-C does, and make sure that nothing is left."""

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from infra.stack import Stack, members
+from infra.processes import members
+from infra.stack import Stack
 from tests.integration.postgresql import postgresql
 from tests.integration.running import STAGES, wait_for
 from tests.integration.stack import PATIENCE, Running, read, started
@@ -93,9 +94,9 @@ def test_cancelled_in_mid_inference(stack: Running, upload: Callable[[str], str]
     run = stack.run(upload("cancelled"), infer__seed="1", **SLOW)
     inferring(stack, run)
     stack.set_state(run, "CANCELLING", "Cancelling")
-    wait_for("the end of the inference", lambda: not models(stack), seconds=15)
+    wait_for("the end of the inference", lambda: not models(stack), seconds=30)
     assert stack.ended(run)["state_name"] == "Cancelled", stack.logs
-    wait_for("the end of the handed over run", lambda: stack.children(run)[-1]["state_name"] == "Cancelled")
+    wait_for("the end of the handed over run", lambda: stack.children(run)[-1]["state_name"] == "Cancelled", PATIENCE)
     assert assets(stack, "cancelled") == []
 
 
@@ -112,7 +113,7 @@ def test_failed_run_goes_on_where_it_failed(stack: Running, upload: Callable[[st
     assert assets(stack, "failed") == []
 
     stack.set_state(run, "SCHEDULED", "AwaitingRetry")
-    wait_for("the run's next state", lambda: stack.read(run)["state_name"] not in ("AwaitingRetry", "Failed"))
+    wait_for("the run's next state", lambda: stack.read(run)["state_name"] not in ("AwaitingRetry", "Failed"), PATIENCE)
     finished = stack.ended(run)
     assert (finished["state_name"], finished["run_count"]) == ("Completed", 2), stack.logs
     cached = [stage["name"] for stage in report(stack, "failed")["stages"] if stage["cached"]]
@@ -125,7 +126,7 @@ def test_interactive_overtakes_what_waits(stack: Running, upload: Callable[[str]
         runs = []
         for queue in "default", "interactive":
             runs.append(stack.run("mug", queue, infer__seed=str(len(runs)), infer__views="20"))
-            (waiting,) = wait_for("the inference in the queue", lambda: stack.children(runs[-1]))
+            (waiting,) = wait_for("the inference in the queue", lambda: stack.children(runs[-1]), PATIENCE)
             assert waiting["work_queue_name"] == queue
     finally:
         stack.ask("PATCH", "/work_pools/cuda", is_paused=False)
@@ -142,7 +143,7 @@ def test_killed_worker_comes_back_and_its_run_completes(
     inferring(stack, run)
     held = models(stack)
     kill(stack, f"--pool\0{pool}".encode())
-    wait_for("the end of the inference", lambda: not set(held) & set(models(stack)), seconds=15)
+    wait_for("the end of the inference", lambda: not set(held) & set(models(stack)), seconds=30)
     wait_for("the stack's word", lambda: f"worker-{pool}-0 ended with status -9" in stack.told)
     wait_for("the end", lambda: stack.read(run)["state_name"] == "Completed", PATIENCE)
     assert [child["state_name"] for child in stack.children(run)] == ends

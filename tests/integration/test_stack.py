@@ -40,7 +40,8 @@ def test_run_goes_through_both_workers_and_its_link_opens(stack: Running, finish
     assert (finished["work_pool_name"], finished["state_name"]) == ("cpu", "Completed"), stack.logs
     children = stack.children(finished["id"])
     assert [(run["work_pool_name"], run["state_name"]) for run in children] == [("cuda", "Completed")]
-    (link,) = stack.ask("POST", "/artifacts/filter", artifacts={"key": {"any_": ["mesh-mug"]}})
+    wanted = {"key": {"any_": ["mesh-mug"]}, "flow_run_id": {"any_": [finished["id"]]}}
+    (link,) = stack.ask("POST", "/artifacts/filter", artifacts=wanted)
     url = link["data"].partition("(")[2].partition(")")[0]
     assert url.startswith(f"{stack.s3}/assets/mug/") and url.endswith("/mesh.glb")
     assert httpx.get(url).raise_for_status().content[:4] == b"glTF"
@@ -117,6 +118,7 @@ def test_stack_ends_whole_and_comes_back_with_its_state(stack: Running, finished
     assert stack.read(hit)["run_count"] == 2
 
     assert stack.command("reset").wait(timeout=60) == 0, stack.told
+    stack.process.wait(timeout=60)
     assert not stack.folder.exists()
     stack.assert_gone()
     stack.start()

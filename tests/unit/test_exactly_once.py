@@ -32,8 +32,9 @@ import tasks.store
 from flows.submit import Submitter
 from flows.sweep import submit_all
 from tasks.capture.completeness import StorageState
+from tasks.capture.layout import declared_digests
 from tasks.capture.listing import Listing, list_capture, list_captures, upload_key
-from tasks.errors import InferenceFailed, InputError, ServerUnavailable, StorageUnavailable
+from tasks.errors import CaptureRefused, InferenceFailed, InputError, ServerUnavailable, StorageUnavailable
 from tasks.ledger import failures_recorded
 from tasks.publish import Latest, _move_latest
 from tasks.settings import Parameters
@@ -147,22 +148,30 @@ class World:
             return
         key = unended[number % len(unended)]
         run = self.runs[key]
-        if run.state.is_scheduled():
-            run.state = Running()
-            with suppress(InputError):
-                listing = list_capture(run.parameters["capture"], run.parameters["root"])
-                files = {file.path: (Path(listing.uri) / file.path).read_bytes() for file in listing.files}
-                self.at_work[key] = listing, digest_of(files)
-            return
-        run.state = self.ended(run, outcome)
+        run.state = self.ended(run, key, outcome) if key in self.at_work else self.begun(run, key)
 
-    def ended(self, run: FlowRun, outcome: str) -> Any:
-        key = str(run.idempotency_key).split("/")[0]
-        if str(run.idempotency_key) not in self.at_work:
-            return Failed(message="there was no capture any more")
-        listing, content = self.at_work[str(run.idempotency_key)]
-        if upload_key(listing, "fusion", Parameters()) != key:
-            return Completed(message="its content was replaced before it began")
+    def begun(self, run: FlowRun, key: str) -> Any:
+        """A run lists its capture and reads it."""
+        upload = key.split("/")[0]
+        try:
+            listing = list_capture(run.parameters["capture"], run.parameters["root"])
+        except InputError:
+            return Failed(message="there is no capture any more")
+        if upload_key(listing, "fusion", Parameters()) != upload:
+            return Completed(message="its content has been replaced")
+        files = {file.path: (Path(listing.uri) / file.path).read_bytes() for file in listing.files}
+        for path, declared in declared_digests(listing.manifest or "").items():
+            if hashlib.sha256(files[path]).hexdigest() != declared:
+                with suppress(CaptureRefused), failures_recorded(self.output, upload, listing.uri):
+                    raise CaptureRefused(listing.uri, [])
+                return Failed(message="it is not what its manifest declares")
+        self.at_work[key] = listing, digest_of(files)
+        return Running()
+
+    def ended(self, run: FlowRun, name: str, outcome: str) -> Any:
+        """A run publishes what it has read, or fails."""
+        listing, content = self.at_work[name]
+        key = name.split("/")[0]
         if outcome != "completes" and self.faults[key] < MOST_FAULTS:
             self.faults[key] += 1
             if outcome in ("crashes", "cancelled"):
@@ -284,7 +293,7 @@ def settle(world: World, submitter: Submitter) -> None:
     pytest.fail(f"never settles: {states}")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(actions, min_size=20, max_size=60))
 def test_whatever_happens_every_capture_is_published_once_as_it_is_now(
     patch: pytest.MonkeyPatch, history: list[tuple[Any, ...]]
