@@ -151,6 +151,8 @@ class Workshop:
         self._fetching, self._fetched = threading.Lock(), set[str]()  # bundles
         shares = ENGINES[engine.name].shares_model
         self._at_once = settings().batch_processes + (LANES + AHEAD if shares else 0)
+        # only so many are claimed before the model: another machine may be free for the rest
+        self._room = threading.Semaphore(LANES + AHEAD if shares else self._at_once)
         self._reconstruct = self._with_shared_model if shares else self._in_one_process
 
     def __enter__(self) -> Workshop:
@@ -193,11 +195,11 @@ class Workshop:
     def _one(self, capture: Planned) -> Outcome:
         """Reconstruct one capture, unless another run has it; its failure costs itself only."""
         try:
-            with self._claims.claimed(self.output, capture.upload_key) as mine:
+            with ExitStack() as before_model, self._claimed(capture, before_model) as mine:
                 if not mine or published_folder(self.output, capture.id, capture.upload_key) is not None:
                     return Outcome(capture=capture, state="elsewhere")
                 with failures_recorded(self.output, capture.upload_key, capture.uri), self._unless_ended():
-                    published = self._reconstruct(capture)
+                    published = self._reconstruct(capture, before_model)
                     return Outcome(capture=capture, state=published.report.status, url=published.url)
         except HOPELESS:
             raise
@@ -221,16 +223,24 @@ class Workshop:
                 raise SystemExit from error  # of this thread
             raise
 
-    def _in_one_process(self, capture: Planned) -> Published:
+    @contextmanager
+    def _claimed(self, capture: Planned, before_model: ExitStack) -> Iterator[bool]:
+        """Claim a capture once there is room for it before the model."""
+        before_model.enter_context(self._room)
+        with self._claims.claimed(self.output, capture.upload_key) as mine:
+            yield mine
+
+    def _in_one_process(self, capture: Planned, before_model: ExitStack) -> Published:
         return self._processes.run(_whole, capture, self.output, self.engine, self.parameters)
 
-    def _with_shared_model(self, capture: Planned) -> Published:
+    def _with_shared_model(self, capture: Planned, before_model: ExitStack) -> Published:
         assert capture.listing is not None
         prepared, stages = self._processes.run(_prepared, capture.listing, self.engine, capture.upload_key)
         with prepared.capture.in_scratch():
             timings = Timings(stages)
             with self._lanes, observed_by(timings):
                 reconstruction = self._infer(prepared)
+            before_model.close()
             return self._processes.run(
                 _finished, prepared, reconstruction, self.parameters, self.output, timings.stages
             )

@@ -113,17 +113,15 @@ class House:
     def end(self, run: Mapping[str, Any], state: str) -> None:
         """As the run of a worker would: what completes has published."""
         if state == "COMPLETED":
-            self.publish(run)
+            name = run["parameters"]["capture"].removeprefix("s3://captures/")
+            self.publish(name, run["idempotency_key"].split("/")[0])
         post(
             self.server, f"/flow_runs/{run['id']}/set_state", state={"type": state, "message": "so it was"}, force=True
         )
 
-    def publish(self, run: Mapping[str, Any]) -> None:
-        name = run["parameters"]["capture"].removeprefix("s3://captures/")
-        latest = Latest(
-            run_key="r", upload_key=run["idempotency_key"].split("/")[0], uploaded_at=datetime.now(UTC), report=""
-        )
-        self.s3.admin.pipe_file(f"assets/{name}/latest.json", latest.model_dump_json().encode())
+    def publish(self, capture: str, key: str) -> None:
+        latest = Latest(run_key="r", upload_key=key, uploaded_at=datetime.now(UTC), report="")
+        self.s3.admin.pipe_file(f"assets/{capture}/latest.json", latest.model_dump_json().encode())
 
 
 def manifest(files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -154,9 +152,9 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
     forget()
 
 
-@pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    folder = tmp_path_factory.mktemp("uploads")
+@contextmanager
+def at_home(folder: Path) -> Iterator[House]:
+    """A house in a folder; this process is one of its own."""
     server_port, receiver_port = free_ports(2)
     receiver = f"http://127.0.0.1:{receiver_port}"
     webhook = {
@@ -187,6 +185,12 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         house.start_receiver()
         with environment(own):
             yield house
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with at_home(tmp_path_factory.mktemp("uploads")) as house:
+        yield house
 
 
 @pytest.fixture
