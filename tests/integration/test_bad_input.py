@@ -301,5 +301,5 @@ def assert_refused(finished: Finished, flows: CommandLine, capture: Path, reason
     assert "Traceback" not in finished.stderr
     assert not flows.output.exists()
     assert_whole(flows.store)
-    results = {entry.parent.name for entry in flows.store.glob("*/*") if entry.parent.name != "_records"}
+    results = {entry.parent.name for entry in flows.store.glob("*/*") if not entry.parent.name.startswith("_")}
     assert results <= {"stage_capture"}
