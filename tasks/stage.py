@@ -72,6 +72,7 @@ class Timings:
 
     def __init__(self, earlier: Sequence[StageTiming] = ()) -> None:
         self.stages = list(earlier)
+        self._earlier = {stage.name for stage in earlier}
 
     def started(self, name: str) -> None:
         """Nothing to keep yet."""
@@ -80,7 +81,7 @@ class Timings:
         """Only the end counts."""
 
     def finished(self, timing: StageTiming) -> None:
-        if timing.name not in [stage.name for stage in self.stages]:
+        if timing.name not in self._earlier:
             self.stages.append(timing)
 
 
