@@ -39,6 +39,7 @@ from tests.integration.running import (
     kill_group,
     post,
     snapshot,
+    wait_for,
 )
 from tests.integration.stack import parameters
 from tests.integration.test_trellis_run import gpu_environment, views_only
@@ -112,9 +113,15 @@ class Here:
         )
         report = state.result()
         run = str(state.state_details.flow_run_id)
-        runs = post(self.server, "/task_runs/filter", flow_runs={"id": {"any_": [run]}}, sort="EXPECTED_START_TIME_ASC")
-        ended = {each["name"]: each["state_name"] for each in runs}
-        assert ended.pop("publish_dataset_report") == "Completed"
+
+        def told() -> dict[str, str] | None:
+            """The task runs, once the server has noted the last one: it does so some time after it has ended."""
+            asked = {"flow_runs": {"id": {"any_": [run]}}, "sort": "EXPECTED_START_TIME_ASC"}
+            names = {each["name"]: each["state_name"] for each in post(self.server, "/task_runs/filter", **asked)}
+            return names if names.get("publish_dataset_report") == "Completed" else None
+
+        ended = wait_for("the task runs", told)
+        ended.pop("publish_dataset_report")
         folder = Path(report.url)
         records = [Record.model_validate_json(line) for line in (folder / "report.jsonl").read_text().splitlines()]
         assert Counter(record.state for record in records) == report.counts

@@ -45,7 +45,7 @@ def test_a_server_has_what_the_workers_expect(tmp_path: Path) -> None:
             assert server.request("GET", f"/deployments/name/{name}").json()["parameters"]["engine"] == "trellis"
 
         server.request("PATCH", "/work_pools/cuda", {"concurrency_limit": 3})
-        server.make_automations(json.loads(AUTOMATIONS.read_text()))
+        server.make_automations()
         server.make_pool("cuda", "process")
         assert named("/automations/filter").keys() == automations.keys()
         assert named("/work_pools/filter")["cuda"]["concurrency_limit"] == 3
