@@ -154,7 +154,9 @@ class Submitter:
             # asked after the runs: they publish before they end
             if self._is_published(listing, key):
                 return _submission(listing, "published")
-            failure, attempt = self._failure_after(runs, listing, key), max(runs) + 1
+            if not self._noted(runs, listing, key):
+                return _submission(listing, "submitted")  # another process notes it now, and goes on from there
+            failure, attempt = failure_of(self.output.url, key), max(runs) + 1
 
     def _runs(self, key: str, attempt: int) -> dict[int, FlowRun]:
         """The runs of an upload by attempt, those around `attempt`."""
@@ -165,20 +167,22 @@ class Submitter:
             )
         return {keys[str(run.idempotency_key)]: run for run in found}
 
-    def _failure_after(self, runs: dict[int, FlowRun], listing: Listing, key: str) -> Failure | None:
-        """What is known of an upload whose runs have ended without its asset.
+    def _noted(self, runs: dict[int, FlowRun], listing: Listing, key: str) -> bool:
+        """Whether it is on record that the runs of an upload have ended without its asset; one process records it.
 
-        A run that was killed could not say so itself: its failure is recorded here. One that completed has published
-        content that has been replaced since, and is here again.
+        A run that was killed could not say so itself. One that completed has published content that has been replaced
+        since, and is here again.
         """
         failed = 0
         for attempt in sorted(runs):
             failed = 0 if runs[attempt].state_type == StateType.COMPLETED else failed + 1
         with Claims() as claims, claims.claimed(self.output.url, key) as mine:
             failure = failure_of(self.output.url, key)
-            if mine and failed > (failure.attempts if failure else 0):
-                failure = record_failure(self.output.url, key, listing.uri, _why(runs[max(runs)]))
-        return failure
+            if failed > (failure.attempts if failure else 0):
+                if mine:
+                    record_failure(self.output.url, key, listing.uri, _why(runs[max(runs)]))
+                return mine
+        return True
 
     def _run(self, listing: Listing, key: str) -> FlowRun | None:
         """The run of an idempotency key, new or not; None where a batch that waits will take the capture."""
