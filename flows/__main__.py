@@ -62,10 +62,11 @@ def reconstruct(
         from flows.reconstruct import reconstruct
 
         try:
-            published = reconstruct(capture, output, engine, parameters_of(set_ or []))
+            outcome: object = reconstruct(capture, output, engine, parameters_of(set_ or []))
         except MeshRejected as error:
             print(f"error: {error}", file=sys.stderr)
-            published, status = cast("Published", error.published), EXIT_FAILED
+            outcome, status = error.published, EXIT_FAILED
+    published = cast("Published", outcome)
     if json_:
         print(published.report.model_dump_json(indent=1))
     else:

@@ -14,6 +14,7 @@ from typing import Literal
 from prefect import flow, runtime, task
 from pydantic import BaseModel, ConfigDict
 
+from flows.gpu import gpu_slot
 from flows.outcome import OutcomeName, emit_outcome
 from flows.reconstruct import Prepared, finish, prepare
 from tasks.capture.completeness import StorageState, awaited
@@ -21,10 +22,12 @@ from tasks.capture.listing import Listing
 from tasks.errors import (
     Capture2MeshError,
     CaptureRefused,
+    CaptureReplaced,
     EngineUnavailable,
     MeshRejected,
     WeightsCorrupt,
     WeightsMissing,
+    WeightsUnavailable,
 )
 from tasks.export import export_glb, exporter_of
 from tasks.inference.infer import ENGINES, EngineChoice, Reconstruction, infer, require_engine, resolve_engine
@@ -53,18 +56,21 @@ EVENTS: dict[str, OutcomeName] = {
 }
 
 # this machine cannot do it, whatever the capture
-HOPELESS = (EngineUnavailable, WeightsMissing, WeightsCorrupt)
+HOPELESS = (EngineUnavailable, WeightsMissing, WeightsCorrupt, WeightsUnavailable)
 
 log = logging.getLogger(__name__)
 
 
 class Outcome(BaseModel):
-    """How a capture ended. elsewhere: another run has it, or has done it meanwhile. url: of what is published."""
+    """How a capture ended. url: of what is published.
+
+    elsewhere: another run has it, or has done it meanwhile. replaced: it was uploaded anew, the next run takes it.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     capture: Planned
-    state: Literal["normal", "warning", "failure", "refused", "failed", "elsewhere"]
+    state: Literal["normal", "warning", "failure", "refused", "failed", "elsewhere", "replaced"]
     reason: str = ""
     url: str = ""
 
@@ -118,6 +124,7 @@ def work_through(
     with ExitStack() as stack:
         stack.enter_context(timed(PROGRESS))
         show = stack.enter_context(progress_artifact(PROGRESS))
+        stack.enter_context(gpu_slot(engine))
         workshop = stack.enter_context(Workshop(output, engine, parameters))
         left = tuple(captures)
         while left:
@@ -203,6 +210,8 @@ class Workshop:
                     return Outcome(capture=capture, state=published.report.status, url=published.url)
         except HOPELESS:
             raise
+        except CaptureReplaced as error:
+            return Outcome(capture=capture, state="replaced", reason=str(error))
         except CaptureRefused as error:
             return Outcome(capture=capture, state="refused", reason=str(error))
         except MeshRejected as error:
@@ -253,7 +262,12 @@ class Workshop:
                 and weights.bundle not in self._fetched
                 and infer.stored(prepared.capture, self.engine, parameters.infer, weights) is None
             ):
-                fetch_weights(weights)
+                try:
+                    fetch_weights(weights)
+                except HOPELESS:
+                    raise
+                except Capture2MeshError as error:
+                    raise WeightsUnavailable(str(error)) from error
                 self._fetched.add(weights.bundle)
         reconstruction = infer(prepared.capture, self.engine, parameters.infer, weights)
         if exporter_of(self.engine, parameters.export) == "to_glb":  # it needs the model's process
@@ -295,7 +309,7 @@ def reconstructed(capture: str, state: str, reason: str) -> None:
 
 def _tell(outcome: Outcome) -> None:
     """A task run and an event for each capture that has ended."""
-    if outcome.state == "elsewhere" or not in_flow():
+    if outcome.state not in EVENTS or not in_flow():
         return
     capture = outcome.capture
     reconstructed(capture.id, outcome.state, outcome.reason, return_state=True)

@@ -13,6 +13,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
+from flows.gpu import gpu_slot
 from tasks.capture.stages import Capture
 from tasks.errors import EngineUnavailable, InferenceFailed, InputError, StorageError
 from tasks.export import export_glb, exporter_of
@@ -53,11 +54,13 @@ def infer_here(
     capture: Capture, engine: EngineChoice, parameters: InferParameters, weights: Weights | None
 ) -> Reconstruction:
     """Run the inference in this process; the weights are fetched first, where there is something to infer."""
-    if infer.stored(capture, engine, parameters, weights) is None:
-        require_engine(engine)
-        if weights is not None:
-            fetch_weights(weights)
-    return infer(capture, engine, parameters, weights)
+    if infer.stored(capture, engine, parameters, weights) is not None:
+        return infer(capture, engine, parameters, weights)
+    require_engine(engine)
+    if weights is not None:
+        fetch_weights(weights)
+    with gpu_slot(engine):
+        return infer(capture, engine, parameters, weights)
 
 
 def deployed_engine(deployment: str, asked: EngineName) -> EngineChoice:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from prefect.events import emit_event
 
-from tasks.errors import CaptureRefused, MeshRejected
+from tasks.errors import CaptureRefused, CaptureReplaced, MeshRejected
 from tasks.publish import Published
 
 OutcomeName = Literal["reconstructed", "rejected", "failed"]
@@ -33,6 +33,8 @@ def failure_emitted(capture: str, uri: str) -> Iterator[None]:
     """Within the block a capture is worked on: what it raises is emitted as rejected or failed."""
     try:
         yield
+    except CaptureReplaced:  # how that upload ends is what there will be to tell
+        raise
     except Exception as error:
         report = f"{error.published.url}/report.json" if isinstance(error, MeshRejected) else ""
         outcome: OutcomeName = "rejected" if isinstance(error, (CaptureRefused, MeshRejected)) else "failed"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import flow, runtime
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict
 
 from flows.infer import deployed_engine, infer_here, infer_there
@@ -43,8 +47,13 @@ class Prepared(BaseModel):
 
 @flow(name="reconstruct", flow_run_name=_run_name)
 def reconstruct(
-    capture: str, output: str, engine: EngineName = "auto", parameters: Parameters = Parameters(), root: str = ""
-) -> Published:
+    capture: str,
+    output: str,
+    engine: EngineName = "auto",
+    parameters: Parameters = Parameters(),
+    root: str = "",
+    upload: str = "",
+) -> Published | State[Any]:
     """Reconstruct one capture and publish the mesh with its report.
 
     Args:
@@ -53,12 +62,15 @@ def reconstruct(
         engine: auto takes the best one that can run; fusion needs depth maps and cameras, trellis a GPU
         parameters: What changes the result; the defaults are good
         root: Folder or URL above the capture; the asset is published at the capture's path below it. Empty: its parent
+        upload: Key of the upload that the run is for; where another one has replaced it, that one has a run of its own
     """
     deployment = settings().infer_deployment
     choice = deployed_engine(deployment, engine) if deployment else resolve_engine(engine)
     timings = Timings()
     listing = list_capture(capture, root)
     key = upload_key(listing, choice.name, parameters)
+    if upload not in ("", key):
+        return Completed(name="Replaced", message=f"{listing.uri} has been uploaded anew since this run was asked for")
     with (
         observed_by(timings),
         failure_emitted(listing.id, listing.uri),

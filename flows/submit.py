@@ -31,11 +31,11 @@ from prefect.settings import PREFECT_API_URL
 from pydantic import BaseModel, ConfigDict
 
 from tasks.capture.completeness import StorageState, awaited
+from tasks.capture.layout import is_id
 from tasks.capture.listing import Listing, list_capture, upload_key
 from tasks.errors import Capture2MeshError, InferenceInterrupted, InputError, ServerUnavailable
 from tasks.inference.infer import ENGINES, EngineChoice
 from tasks.ledger import Claims, Failure, failure_of, record_failure
-from tasks.notifications import is_id
 from tasks.plan import published_folder
 from tasks.settings import EngineName, Parameters, settings
 from tasks.storage import Location
@@ -193,7 +193,7 @@ class Submitter:
                 return None
             asked = {"dataset": self.root.url, "uploads": True, **common}
         else:
-            asked = {"capture": listing.uri, "root": self.root.url, **common}
+            asked = {"capture": listing.uri, "root": self.root.url, "upload": key.rpartition("/")[0], **common}
         with self._creating, _server_errors():
             run = self._client.create_flow_run_from_deployment(
                 self._deployment().id, parameters=asked, idempotency_key=key, work_queue_name=QUEUE

@@ -66,6 +66,13 @@ class Server:
         for queue, priority in QUEUES.items():
             self.request("POST", f"/work_pools/{name}/queues", {"name": queue, "priority": priority})
 
+    def make_limit(self, name: str, slots: int) -> None:
+        """Make a global concurrency limit, or raise it; a higher one that an operator has set stays."""
+        made = self.request("POST", "/v2/concurrency_limits/", {"name": name, "limit": slots})
+        path = f"/v2/concurrency_limits/{name}"
+        if made.status_code == httpx.codes.CONFLICT and self.request("GET", path).json()["limit"] < slots:
+            self.request("PATCH", path, {"limit": slots})
+
     def set_engine(self, engine: str) -> None:
         """Set what `auto` means to those who hand work over to the pool `cuda`."""
         for name in HANDED_OVER:

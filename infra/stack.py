@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -18,14 +16,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import fsspec
 import httpx
 from platformdirs import user_data_path
 from pydantic import Field, SecretStr
@@ -34,24 +31,14 @@ from rich.console import Console
 
 from infra.deploy import POOLS, Server
 from infra.processes import MEMBER, PART, POLL_SECONDS, STOP_SECONDS, end, runs_of
+from infra.s3 import BUCKETS, HOST, REGION, S3Server
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "tests" / "data" / "mug"
-HOST, REGION = "127.0.0.1", "us-east-1"
 PREFECT = [sys.executable, "-m", "prefect"]
 DOCTOR = [sys.executable, "-m", "flows", "doctor", "--engine", "trellis"]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PID_FILE = "capture2mesh-stack.pid"  # locked by the stack that runs; tells a stack's folder from others
-BUCKETS = ("captures", "assets", "store")
-GRANTS = {
-    "uploader": ["Write:captures"],
-    "worker": ["Read:captures", "List:captures"]
-    + [f"{action}:{bucket}" for bucket in ("assets", "store") for action in ("Read", "Write", "List")],
-}
-PORT_OPTIONS = [
-    "s3.port.grpc",
-    *(f"{p}.port{g}" for p in ("master", "volume", "filer", "admin") for g in ("", ".grpc")),
-]
 LEFT = {"PENDING": ("SCHEDULED", "AwaitingRetry"), "RUNNING": ("CRASHED", "Crashed")}  # what becomes of runs
 HEARTBEAT_SECONDS = 30  # of runs; infra/automations.json waits for three to be missing
 START_SECONDS, LOG_LINES = 120, 20
@@ -108,8 +95,8 @@ class Stack:
     def __init__(self, settings: StackSettings) -> None:
         self.settings = settings
         self.folder = settings.folder.expanduser().resolve()
-        self.logs, self.keys = self.folder / "logs", self.folder / "s3" / "keys.json"
-        self.ui, self.s3 = f"http://{HOST}:{settings.ui_port}", f"http://{HOST}:{settings.s3_port}"
+        self.logs = self.folder / "logs"
+        self.ui, self.s3 = f"http://{HOST}:{settings.ui_port}", S3Server(self.folder / "s3", settings.s3_port)
         self.auth = f"admin:{settings.password.get_secret_value()}" if settings.password else ""
         self.receiver = f"http://{HOST}:{settings.receive_port}"
         self.server = Server(f"{self.ui}/api", self.auth)
@@ -118,10 +105,9 @@ class Stack:
     def start(self) -> None:
         """Start everything; returns when a run can be submitted."""
         check_ports(self.settings)
-        for name in ("logs", "prefect", "s3/data", "scratch"):
+        for name in ("logs", "prefect", "scratch"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        if not self.keys.exists():
-            write_private(self.keys, json.dumps(new_identities(), indent=1))
+        self.s3.prepare()
         self.start_server()
         self.start_s3()
         self.wait_for("Prefect's API", lambda: answers(f"{self.ui}/api/health"))
@@ -129,6 +115,7 @@ class Stack:
         devices = gpus()
         self.server.make_pool("cpu", "process", self.settings.cpu_runs)
         self.server.make_pool("cuda", "process", max(1, len(devices)))
+        self.server.make_limit("gpu", max(1, len(devices)))
         self.start_worker("cpu", "0", self.settings.cpu_runs)
         for device in devices:
             self.start_worker("cuda", device, 1, CUDA_VISIBLE_DEVICES=device)
@@ -156,53 +143,18 @@ class Stack:
         self.spawn("prefect", command, env)
 
     def start_s3(self) -> None:
-        """SeaweedFS with the buckets; the sample is uploaded once."""
-        options = {
-            "dir": "data",
-            "ip": HOST,
-            "ip.bind": HOST,
-            "bucket": ",".join(BUCKETS),
-            "s3.config": self.keys,
-            "s3.port": self.settings.s3_port,
-            "s3.port.iceberg": 0,
-            "s3.port.lance": 0,
-            "webdav": "false",
-            "admin.ui": "false",
-            "master.telemetry": "false",
-            "filer.localSocket": self.folder / "s3" / "filer.sock",
-            "s3.localSocket": self.folder / "s3" / "s3.sock",
-            # every one explicitly: a busy default silently moves
-            **dict(zip(PORT_OPTIONS, free_ports(len(PORT_OPTIONS)), strict=True)),
-        }
-        weed = str(Path(sys.executable).with_name("weed"))
-        notifies = [f"-config_dir={ROOT / 'infra' / 'seaweedfs'}"] if self.settings.watch else []
-        command = [weed, *notifies, "mini", *(f"-{name}={value}" for name, value in options.items())]
-        webhook = {"ENDPOINT": f"{self.receiver}/notify", "BEARER_TOKEN": self.token}
-        env = {f"WEED_NOTIFICATION_WEBHOOK_{name}": value for name, value in webhook.items()}
-        self.spawn("s3", command, {"GOMEMLIMIT": "300MiB", **env}, self.folder / "s3")
-        self.wait_for("the S3 server", lambda: answers(f"{self.s3}/healthz"))
-        buckets = self.bucket_client("worker")
-        self.wait_for("the buckets", lambda: all(buckets.exists(bucket) for bucket in BUCKETS))
-        uploaded = self.folder / "s3" / "sample-uploaded"
-        if not uploaded.exists():
-            uploader = self.bucket_client("uploader")
-            for path in filter(Path.is_file, SAMPLE.rglob("*")):
-                uploader.pipe_file(f"captures/mug/{path.relative_to(SAMPLE).as_posix()}", path.read_bytes())
-            uploaded.touch()
+        """The buckets; the sample is uploaded once."""
+        command = self.s3.command(notifies=self.settings.watch)
+        self.spawn("s3", command, self.s3.env(self.receiver), self.s3.folder)
+        self.wait_for("the S3 server", lambda: answers(f"{self.s3.url}/healthz"))
+        self.wait_for("the buckets", self.s3.has_buckets)
+        self.s3.upload_once(SAMPLE, "mug")
 
     def start_receiver(self) -> None:
         """What takes the S3 server's notifications."""
-        settings = {"HOST": HOST, "PORT": str(self.settings.receive_port), "TOKEN": self.token}
+        settings = {"HOST": HOST, "PORT": str(self.settings.receive_port), "TOKEN": self.s3.token}
         env = {f"CAPTURE2MESH_RECEIVE_{name}": value for name, value in settings.items()}
         self.spawn("receiver", [sys.executable, "-m", "flows", "receive"], self.worker_env | env)
-
-    @cached_property
-    def token(self) -> str:
-        """Of notifications; made at the first start."""
-        path = self.folder / "s3" / "receive-token"
-        if not path.exists():
-            write_private(path, secrets.token_urlsafe(32))
-        return path.read_text()
 
     def start_worker(self, pool: str, number: str, limit: int, **env: str) -> None:
         name = f"{pool}-{number}"
@@ -237,31 +189,20 @@ class Stack:
     @cached_property
     def worker_env(self) -> dict[str, str]:
         """Of the workers and their runs."""
-        key, secret = self.key_of("worker")
+        key, secret = self.s3.key_of("worker")
         return {
-            "AWS_ENDPOINT_URL": self.s3,
+            "AWS_ENDPOINT_URL": self.s3.url,
             "AWS_REGION": REGION,
             "AWS_DEFAULT_REGION": REGION,
             "AWS_ACCESS_KEY_ID": key,
             "AWS_SECRET_ACCESS_KEY": secret,
             "CAPTURE2MESH_STORE": "s3://store",
             "CAPTURE2MESH_SCRATCH": str(self.folder / "scratch"),
-            "CAPTURE2MESH_PUBLIC_URL": f"{self.s3}/assets",
+            "CAPTURE2MESH_PUBLIC_URL": f"{self.s3.url}/assets",
             "CAPTURE2MESH_WATCHED": "s3://captures" if self.settings.watch else "",
             "CAPTURE2MESH_OUTPUT": "s3://assets",
             "CAPTURE2MESH_INFER_DEPLOYMENT": "",
         }
-
-    def key_of(self, identity: str) -> tuple[str, str]:
-        """Key and secret of an identity of the S3 server."""
-        identities = {each["name"]: each for each in json.loads(self.keys.read_text())["identities"]}
-        (key,) = identities[identity]["credentials"]
-        return key["accessKey"], key["secretKey"]
-
-    def bucket_client(self, identity: str) -> fsspec.AbstractFileSystem:
-        key, secret = self.key_of(identity)
-        client = {"endpoint_url": self.s3, "region_name": REGION}
-        return fsspec.filesystem("s3", key=key, secret=secret, client_kwargs=client, use_listings_cache=False)
 
     def spawn(self, name: str, command: list[str], env: Mapping[str, str], cwd: Path = ROOT) -> None:
         """Start a process in a group and a session of its own, with a log of its own; the last one's log is kept."""
@@ -366,8 +307,8 @@ class Stack:
         """Where everything is, and what to try."""
         lines = {
             "Prefect UI": self.ui + (" (sign in with admin:<the password>)" if self.auth else ""),
-            "S3": f"{self.s3} (buckets {', '.join(BUCKETS)}; keys in {self.keys})",
-            "Assets": f"{self.s3}/assets/ (anyone on this machine may read)",
+            "S3": f"{self.s3.url} (buckets {', '.join(BUCKETS)}; keys in {self.s3.keys})",
+            "Assets": f"{self.s3.url}/assets/ (anyone on this machine may read)",
             "Workers": ", ".join(name for name in self.children if name.startswith("worker-")),
             "Watched": "s3://captures, published in s3://assets" if self.settings.watch else "nothing",
             "auto means": self.engine,
@@ -380,27 +321,6 @@ class Stack:
         for name, text in lines.items():
             say(f"{name:12}{text}")
         say("It is up; Ctrl-C stops it.")
-
-
-def new_identities() -> dict[str, Any]:
-    """The S3 server's identities with new keys; whoever has none may read what is published."""
-    identities = [
-        {
-            "name": name,
-            "credentials": [{"accessKey": f"{name}-{secrets.token_hex(4)}", "secretKey": secrets.token_urlsafe(32)}],
-            "actions": actions,
-        }
-        for name, actions in GRANTS.items()
-    ]
-    return {"identities": [*identities, {"name": "anonymous", "actions": ["Read:assets"]}]}
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file, whole or not at all, that only its owner can read."""
-    temporary = path.with_suffix(".new")
-    temporary.touch(mode=0o600)
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def gpus() -> list[str]:
@@ -425,15 +345,6 @@ def check_ports(settings: StackSettings) -> None:
             except OSError as error:
                 variable = f"CAPTURE2MESH_STACK_{name.upper()}"
                 raise StackError(f"port {port} is taken ({error.strerror}); free it, or set {variable}") from error
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody has."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(closing(socket.socket())) for _ in range(count)]
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def answers(url: str) -> bool:

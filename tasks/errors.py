@@ -49,6 +49,10 @@ class CaptureRefused(InputError):
         return type(self), (self.capture, self.problems)
 
 
+class CaptureReplaced(InputError):
+    """A capture that is uploaded anew while a run reads it: what it has read may be half of each."""
+
+
 class EngineUnavailable(InputError):
     """The engine that was asked for cannot run on this machine."""
 
@@ -59,6 +63,10 @@ class WeightsMissing(InputError):
 
 class WeightsCorrupt(InputError):
     """Weights whose content is not what is pinned."""
+
+
+class WeightsUnavailable(Capture2MeshError):
+    """The weights could not be fetched, whatever the capture that wants them."""
 
 
 class StorageError(Capture2MeshError):

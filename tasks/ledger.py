@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tasks.errors import (
     Capture2MeshError,
     CaptureRefused,
+    CaptureReplaced,
     ExportFailed,
     InferenceFailed,
     InferenceInterrupted,
@@ -107,6 +108,8 @@ def failures_recorded(output: str, upload_key: str, capture: str) -> Iterator[No
     """Within the block an upload is worked on: what it raises is remembered, and its end forgets earlier failures."""
     try:
         yield
+    except CaptureReplaced:  # nobody will ask for it again
+        raise
     except Exception as error:
         record_failure(output, upload_key, capture, error)
         raise

@@ -12,13 +12,12 @@ from urllib.parse import unquote_plus
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from tasks.capture.layout import capture_of, leaves_folder
+from tasks.capture.layout import capture_of, is_id
 from tasks.errors import InputError
 
 _FILER_BUCKETS = "/buckets/"
 _MULTIPART_PARTS = ".uploads"
 _VERSIONS = ".versions/v_"  # what follows an object's key in a bucket with versions
-_CHAINED_URL = "::"  # to fsspec
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +56,6 @@ def captures_of(objects: Iterable[CreatedObject], watched: str) -> list[str]:
         if (capture := capture_of(below)) is not None:
             found.add(f"{protocol}://{root}/{capture}".rstrip("/"))
     return sorted(found)
-
-
-def is_id(path: str) -> bool:
-    """Whether a path below what is watched can name a capture: it stays below, and means the same as part of a URL."""
-    return not leaves_folder(path) and _CHAINED_URL not in path and not {"", "."} & {*path.split("/")}
 
 
 class _Name(BaseModel):

@@ -13,13 +13,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from tasks.capture.layout import pair
+from tasks.capture.layout import is_id, pair
 from tasks.capture.listing import Listing, list_capture, list_captures, upload_key
 from tasks.capture.stages import stage_capture, validate_capture
 from tasks.errors import InputError
 from tasks.inference.infer import ENGINES, EngineChoice, infer, weights_for
 from tasks.ledger import failure_of
-from tasks.notifications import is_id
 from tasks.publish import Latest
 from tasks.settings import Parameters
 from tasks.storage import Location
@@ -159,12 +158,15 @@ def _listed(dataset: str) -> list[Listing | Planned]:
 
 
 def published_folder(output: str, capture_id: str, upload_key: str) -> str | None:
-    """Where the newest result of a capture lies, below the output, if it is of this upload."""
+    """Where the newest result of a capture lies, below the output, if it is of this upload and has not been removed."""
+    published = Location.of(output) / capture_id
     try:
-        latest = Latest.model_validate_json((Location.of(output) / capture_id / "latest.json").read_or_none() or b"")
+        latest = Latest.model_validate_json((published / "latest.json").read_or_none() or b"")
     except ValidationError:
         return None
-    return f"{capture_id}/{latest.run_key}" if latest.upload_key == upload_key else None
+    if latest.upload_key != upload_key or (published / latest.run_key / "_SUCCESS").size() is None:
+        return None
+    return f"{capture_id}/{latest.run_key}"
 
 
 def _lines(location: Location) -> Iterator[_Line]:

@@ -1,8 +1,9 @@
-"""Rows of a dataset report, and the published folders that they stand for."""
+"""What runs leave behind: rows of a dataset report, and the published folders that they stand for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import trimesh
 
 from tasks.dataset_report.rows import Row
 from tasks.errors import CaptureRefused, Problem
+from tasks.publish import Latest
 from tasks.report import CaptureSummary, Check, EngineSummary, MeshSummary, Report, status_of
-from tasks.storage import FileEntry
+from tasks.storage import FileEntry, Location
 from tests.tiny import encoded
 
 FACES = 320
@@ -68,6 +70,14 @@ def refused_row(name: str, views: int) -> Row:
 
 def failed_row(name: str, reason: str) -> Row:
     return Row(id=name, uri=f"s3://c/{name}", state="failed", reason=reason, seconds=600, gpu_seconds=599)
+
+
+def mark_published(output: str, capture: str, upload_key: str) -> None:
+    """As a run leaves it behind that has published a capture: its marker, and the pointer to it."""
+    latest = Latest(run_key="0123456789abcdef", upload_key=upload_key, uploaded_at=datetime.now(UTC), report="")
+    folder = Location.of(output) / capture
+    (folder / latest.run_key / "_SUCCESS").write(b"")
+    (folder / "latest.json").write(latest.model_dump_json().encode())
 
 
 def publish_files(output: Path, row: Row) -> bytes:

@@ -18,6 +18,7 @@ from tasks.storage import FileEntry
 VIEWS, DEPTH, TRANSFORMS, MANIFEST, MARKER = "views", "depth", "transforms.json", "manifest.json", "_COMPLETE"
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 DEPTH_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".exr", ".npy"})
+_CHAINED_URL = "::"  # to fsspec
 
 Reader = Callable[[str], bytes]
 """Reads one file of a capture by its relative path."""
@@ -71,14 +72,6 @@ def declared_files(manifest: str) -> tuple[DeclaredFile, ...]:
     return _UploadManifest.model_validate_json(manifest).files
 
 
-def declared_digests(manifest: str) -> dict[str, str]:
-    """The sha256 (hex) that a manifest.json gives for its files; nothing where it is unreadable."""
-    try:
-        return {file.path: file.sha256 for file in declared_files(manifest) if file.sha256 is not None}
-    except ValueError:
-        return {}
-
-
 def leaves_folder(path: str) -> bool:
     """Whether a name could point outside of its capture: absolute, `..`, backslash, drive, URL, control bytes."""
     return (
@@ -88,6 +81,11 @@ def leaves_folder(path: str) -> bool:
         or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path) is not None
         or any(ord(character) < ord(" ") for character in path)
     )
+
+
+def is_id(path: str) -> bool:
+    """Whether a path below a root can name a capture: it stays below, and means the same as part of a URL."""
+    return not leaves_folder(path) and _CHAINED_URL not in path and not {"", "."} & {*path.split("/")}
 
 
 def capture_of(path: str) -> str | None:

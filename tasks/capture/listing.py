@@ -63,6 +63,10 @@ class Listing(BaseModel):
     links_outside: tuple[str, ...]
     uploaded_at: datetime
 
+    def same_upload(self, other: Listing) -> bool:
+        """Whether nothing that a reconstruction depends on has been written in between."""
+        return (self.files, self.manifest, self.others) == (other.files, other.manifest, other.others)
+
 
 def list_capture(uri: str, root: str = "") -> Listing:
     """List a capture's folder; raises InputError where none is, or where it does not lie below `root`."""

@@ -11,10 +11,10 @@ from typing import Any
 
 from tasks.capture.checks import RULES_VERSION, CaptureReport, Needs, examine
 from tasks.capture.layout import digest, pair
-from tasks.capture.listing import ListedFile, Listing
+from tasks.capture.listing import ListedFile, Listing, list_capture
 from tasks.capture.sheet import CONTACT_SHEET, contact_sheet
 from tasks.capture.views import View, load_views
-from tasks.errors import InputError, Problem, StorageUnavailable
+from tasks.errors import CaptureReplaced, InputError, Problem, StorageUnavailable
 from tasks.settings import settings
 from tasks.stage import report_progress, retried, stage
 from tasks.storage import FileEntry, Location, read_verified, sha256_of, write_atomically
@@ -64,7 +64,10 @@ class Capture(StoredResult):
 
 @stage(key=lambda listing: listing, version="1", **retried(3, StorageUnavailable))
 def stage_capture(folder: Path, listing: Listing) -> Capture:
-    """Read a capture once: the digest of every file. Remote files are kept in the scratch folder."""
+    """Read a capture once: the digest of every file. Remote files are kept in the scratch folder.
+
+    Raises CaptureReplaced where it is not what was listed any more.
+    """
     location = Location.of(listing.uri)
 
     def entry(file: ListedFile) -> FileEntry:
@@ -84,6 +87,8 @@ def stage_capture(folder: Path, listing: Listing) -> Capture:
         for read in pool.map(entry, listing.files):
             entries.append(read)
             report_progress("stage_capture", len(entries) / len(listing.files))
+    if not listing.same_upload(list_capture(listing.uri)):
+        raise CaptureReplaced(f"{listing.uri}: was uploaded anew while it was read; run again when that has ended")
     return Capture(
         uri=listing.uri,
         id=listing.id,

@@ -16,7 +16,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -143,10 +142,10 @@ def planning(folder: Path) -> None:
     from tasks.capture.listing import list_captures, upload_key
     from tasks.inference.infer import resolve_engine
     from tasks.plan import plan
-    from tasks.publish import Latest
     from tasks.settings import Parameters
     from tasks.storage import Location
     from tests.integration.running import seaweedfs
+    from tests.published import mark_published
 
     engine, parameters = resolve_engine("fusion"), Parameters()
     paths = ["transforms.json"] + [f"{kind}/{index}.png" for kind in ("views", "depth") for index in range(FILES // 2)]
@@ -156,9 +155,7 @@ def planning(folder: Path) -> None:
             for path in paths:
                 put(f"{captures}/{index:05}/{path}", b"x")
         for listing in list_captures(captures):
-            key = upload_key(listing, engine.name, parameters)
-            latest = Latest(run_key="r", upload_key=key, uploaded_at=datetime.now(UTC), report="")
-            put(f"{output}/{listing.id}/latest.json", latest.model_dump_json().encode())
+            mark_published(output, listing.id, upload_key(listing, engine.name, parameters))
         begun = time.perf_counter()
         counts = plan(captures, output, engine, parameters).counts()
         print(f"{name}: {time.perf_counter() - begun:.1f} s for {counts}, {len(paths)} files each")
@@ -199,13 +196,11 @@ def _shard(folder: str) -> None:
 def _publish_after(capture: object, output: str, *_: object) -> object:
     """Hold the GPU, then let others see that it is done."""
     from tasks.plan import Planned
-    from tasks.publish import Latest
-    from tasks.storage import Location
+    from tests.published import mark_published
 
     assert isinstance(capture, Planned)
     result = _hold_the_gpu()
-    latest = Latest(run_key="r", upload_key=capture.upload_key, uploaded_at=datetime.now(UTC), report="")
-    (Location.of(output) / capture.id / "latest.json").write(latest.model_dump_json().encode())
+    mark_published(output, capture.id, capture.upload_key)
     return result
 
 

@@ -18,7 +18,8 @@ from tasks.capture.completeness import StorageState
 from tasks.capture.listing import list_captures, upload_key
 from tasks.settings import Parameters
 from tasks.storage import Location
-from tests.integration.test_uploads import WHOLE, House, at_home
+from tests.integration.test_uploads import WHOLE, at_home
+from tests.published import mark_published
 
 THREADS = 16
 
@@ -34,11 +35,11 @@ def sweep(label: str) -> None:
     print(f"{label}: {ended - begun:.1f} s, {listed - begun:.1f} s of them for the listing; {dict(states)}", flush=True)
 
 
-def published(house: House, names: list[str]) -> None:
+def published(names: list[str]) -> None:
     """As if they had been reconstructed."""
     keys = {each.id: upload_key(each, "fusion", Parameters()) for each in list_captures("s3://captures")}
     with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(lambda name: house.publish(name, keys[name]), names))
+        list(pool.map(lambda name: mark_published("s3://assets", name, keys[name]), names))
 
 
 def main() -> None:
@@ -52,9 +53,9 @@ def main() -> None:
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(lambda name: house.put(name, WHOLE), names))
         print(f"{asked.captures} captures, {asked.captures * len(WHOLE)} objects", flush=True)
-        published(house, names[asked.new :])
+        published(names[asked.new :])
         sweep(f"{asked.new} are new")
-        published(house, names)
+        published(names)
         sweep("all are published")
 
 

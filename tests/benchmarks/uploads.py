@@ -1,17 +1,14 @@
-"""Uploads on a stack that runs: `python tests/benchmarks/uploads.py latency|many|sweep` (`make stack` first).
+"""Uploads on a stack that runs: `python tests/benchmarks/uploads.py latency|many` (`make stack` first).
 
 latency: from the last file of an upload, its marker, to its run in state Running; one upload at a time.
 many: 50 captures at once; every one is reconstructed, by one run each.
-sweep: of 10,000 objects that are published already, by a folder's listing on the stack's S3 server.
 
 The stack's ports and folder are those of CAPTURE2MESH_STACK_*.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,14 +26,13 @@ from infra.stack import Stack, StackSettings  # noqa: E402
 from tests.synthetic import make_capture  # noqa: E402
 
 VIEWS, SIZE, UPLOADS, MANY = 8, 96, 15, 50
-SWEPT, FILES = 588, 17  # captures, and files of each: 10,000 objects
 POLL_SECONDS, PATIENCE = 0.1, 1800
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 def upload(stack: Stack, capture: Path, name: str) -> None:
     """The marker last."""
-    client = stack.bucket_client("uploader")
+    client = stack.s3.client("uploader")
     for path in sorted(filter(Path.is_file, capture.rglob("*"))):
         client.pipe_file(f"captures/{name}/{path.relative_to(capture).as_posix()}", path.read_bytes())
     client.pipe_file(f"captures/{name}/_COMPLETE", b"")
@@ -79,46 +75,8 @@ def many(stack: Stack, capture: Path) -> None:
     print(f"{MANY} at once: {time.perf_counter() - begun:.0f} s, {dict(states)}, one run each: {once}")
 
 
-def sweep(stack: Stack, capture: Path) -> None:
-    """The listing, the plan and the comparison of the flow `sweep`, run by hand against the stack's server."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("CAPTURE2MESH_", "PREFECT_"))}
-    env |= stack.env | stack.worker_env
-    root = f"swept-{uuid.uuid4().hex[:8]}"
-    script = f"""
-import time
-from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from tasks.capture.listing import list_captures, upload_key
-from tasks.inference.infer import resolve_engine
-from tasks.publish import Latest
-from tasks.settings import Parameters
-from tasks.storage import Location
-from flows.submit import Submitter
-from flows.sweep import submit_all
-from tasks.capture.completeness import StorageState
-watched, output = "s3://assets/{root}/in", "s3://assets/{root}/out"
-paths = ["transforms.json", *(f"{{kind}}/{{i}}.png" for kind in ("views", "depth") for i in range({FILES // 2}))]
-def put(index):
-    for path in paths:
-        Location.of(f"{{watched}}/{{index:05}}/{{path}}").write(b"x")
-with ThreadPoolExecutor(16) as pool:
-    list(pool.map(put, range({SWEPT})))
-submitter = Submitter(watched, output)
-for listing in list_captures(watched):
-    latest = Latest(run_key="r", upload_key=upload_key(listing, submitter.engine().name, Parameters()),
-                    uploaded_at=datetime.now(UTC), report="")
-    (Location.of(output) / listing.id / "latest.json").write(latest.model_dump_json().encode())
-begun = time.perf_counter()
-state = StorageState.of(submitter.watched)
-found = submit_all(submitter, list_captures(watched), state)
-assert {{each.state for each in found}} == {{"published"}}, found[:3]
-print(f"sweep of {{len(found) * len(paths):,}} objects: {{time.perf_counter() - begun:.1f}} s")
-"""
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, check=True)
-
-
 def main() -> None:
-    measures = {"latency": latency, "many": many, "sweep": sweep}
+    measures = {"latency": latency, "many": many}
     if len(sys.argv) != 2 or sys.argv[1] not in measures:
         raise SystemExit(__doc__)
     with tempfile.TemporaryDirectory() as folder:

@@ -317,6 +317,17 @@ def post(server: str, path: str, **body: Any) -> Any:
     return wait_for(path, answer).raise_for_status().json()
 
 
+def task_runs(server: str, count: int, **chosen: Any) -> list[dict[str, Any]]:
+    """So many task runs in the order of their start, once the server has noted their ends: it does that later."""
+
+    def ended() -> list[dict[str, Any]] | None:
+        runs = post(server, "/task_runs/filter", sort="EXPECTED_START_TIME_ASC", **chosen)
+        return runs if len(runs) >= count and all(run["end_time"] for run in runs) else None
+
+    found: list[dict[str, Any]] = wait_for("the ends of the task runs", ended)
+    return found
+
+
 def snapshot(folder: Path) -> Snapshot:
     """Every file and folder below: when it was changed, and its content."""
     return {

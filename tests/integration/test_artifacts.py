@@ -48,11 +48,7 @@ class Shown:
         return found
 
     def task_runs(self, run: int) -> list[dict[str, Any]]:
-        chosen = {"id": {"any_": [self.flow_runs[run]]}}
-        found: list[dict[str, Any]] = post(
-            self.server, "/task_runs/filter", flow_runs=chosen, sort="EXPECTED_START_TIME_ASC"
-        )
-        return found
+        return task_runs(self.server, len(TAGS), flow_runs={"id": {"any_": [self.flow_runs[run]]}})
 
 
 @pytest.fixture(scope="module")

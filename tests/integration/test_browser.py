@@ -87,6 +87,7 @@ class Person:
         options = self.page.get_by_role("option")
         offered = options.all_inner_texts()
         options.get_by_text(option, exact=True).click()
+        expect(options).to_have_count(0)  # the list fades away: another one opened meanwhile would have its options too
         return offered
 
     @property
@@ -226,7 +227,7 @@ def test_failed_run_tells_why_and_is_retried(person: Person, capture: Callable[[
     expect(person.tab("Details").get_by_text("s3://captures/late: no capture there")).to_be_visible()
     person.see("failed")
 
-    bucket = Stack(person.stack.settings).bucket_client("uploader")
+    bucket = Stack(person.stack.settings).s3.client("uploader")
     folder = capture("late")
     for path in filter(Path.is_file, folder.rglob("*")):
         bucket.pipe_file(f"captures/late/{path.relative_to(folder).as_posix()}", path.read_bytes())

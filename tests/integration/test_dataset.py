@@ -21,9 +21,10 @@ import tasks.stage
 from flows.dataset import reconstruct_dataset
 from tasks.dataset_report.publish import DatasetReport
 from tasks.dataset_report.rows import Record
-from tasks.errors import EngineUnavailable
+from tasks.errors import EngineUnavailable, WeightsUnavailable
 from tasks.inference.infer import TRELLIS
 from tasks.ledger import Failure
+from tasks.plan import Plan, plan
 from tasks.publish import Latest
 from tasks.settings import Parameters, settings
 from tasks.store import store
@@ -317,6 +318,42 @@ def test_what_no_capture_can_help_is_held_against_none(
     assert not list(here.folder.glob(FAILURES))
 
 
+def test_weights_that_cannot_be_fetched_end_the_run(
+    here: Here, put: Callable[..., Path], gpu: Callable[[], Counter[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        views_only(put(f"ball {number}"))
+    (here.folder / "mirror").rename(here.folder / "elsewhere")
+    fetched = counted(monkeypatch, flows.batch, "fetch_weights")
+    with pytest.raises(WeightsUnavailable, match="the mirror lacks it"):
+        here.run(engine="trellis")
+    assert len(fetched) == 1
+    assert not here.output.exists()
+    (here.folder / "elsewhere").rename(here.folder / "mirror")
+    assert here.run(engine="trellis").report.counts == {"normal": 3}
+
+
+def test_capture_that_is_uploaded_anew_meanwhile_is_left_to_the_next_run(
+    here: Here, put: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put("ball")
+    put("ring", "ring")
+
+    def planned_before(*args: Any, **kwargs: Any) -> Plan:
+        found = plan(*args, **kwargs)
+        put("ring", "other ball")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.dataset.plan", planned_before)
+        assert here.run().tasks == {"ball": "Completed"}
+    assert not (here.output / "ring").exists()
+    assert not list(here.folder.glob(FAILURES))
+    ran = here.run()
+    assert (ran.states, ran.tasks) == ({"ball": "normal", "ring": "normal"}, {"ring": "Completed"})
+    assert ran.report.whole
+
+
 def test_two_runs_at_once_do_nothing_twice(prefect_server: str, put: Callable[..., Path], tmp_path: Path) -> None:
     names = {f"ball {number}" for number in range(4)}
     for name in names:
@@ -332,9 +369,9 @@ def test_two_runs_at_once_do_nothing_twice(prefect_server: str, put: Callable[..
     reports = [DatasetReport.model_validate_json(stdout) for stdout, _ in ended]
     assert [report.counts for report in reports] == [{"normal": 4}] * 2
     assert {path.parent.parent.name for path in tmp_path.glob("out/*/*/_SUCCESS")} == names
-    runs = post(
+    runs = task_runs(
         prefect_server,
-        "/task_runs/filter",
+        len(names),
         flow_runs={"name": {"any_": [tmp_path.name]}},
         task_runs={"name": {"any_": sorted(names)}},
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ SLOW = {"engine": "trellis", "infer__trellis__ss_steps": str(SECONDS * 10), "exp
 def upload(stack: Running, capture: Callable[[str], Path]) -> Callable[[str], str]:
     """Puts a small capture, views only, into the bucket; gives its id."""
     files = [path for path in views_only(capture("ball")).rglob("*") if path.is_file()]
-    uploader = Stack(stack.settings).bucket_client("uploader")
+    uploader = Stack(stack.settings).s3.client("uploader")
 
     def put(name: str) -> str:
         for path in files:
@@ -65,13 +66,13 @@ def kill(stack: Running, command: bytes) -> None:
 
 def assets(stack: Running, capture: str) -> list[str]:
     """What is published of a capture."""
-    return Stack(stack.settings).bucket_client("worker").find(f"assets/{capture}")
+    return Stack(stack.settings).s3.client("worker").find(f"assets/{capture}")
 
 
 def report(stack: Running, capture: str) -> Any:
     """The report of a capture's only asset."""
     (path,) = [path for path in assets(stack, capture) if path.endswith("/report.json")]
-    return json.loads(Stack(stack.settings).bucket_client("worker").cat_file(path))
+    return json.loads(Stack(stack.settings).s3.client("worker").cat_file(path))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -118,6 +119,19 @@ def test_failed_run_goes_on_where_it_failed(stack: Running, upload: Callable[[st
     assert (finished["state_name"], finished["run_count"]) == ("Completed", 2), stack.logs
     cached = [stage["name"] for stage in report(stack, "failed")["stages"] if stage["cached"]]
     assert cached == list(STAGES[:2])
+
+
+def test_inference_waits_for_a_slot_of_the_gpu(stack: Running, upload: Callable[[str], str]) -> None:
+    """Which another process of the same machine may have, one that no worker has started."""
+    path = "/v2/concurrency_limits"
+    lease = stack.ask("POST", f"{path}/increment-with-lease", names=["gpu"], slots=1)["lease_id"]
+    run = stack.run(upload("slot"), infer__seed="8", **SLOW)
+    wait_for("the inference's run", lambda: any(each["start_time"] for each in stack.children(run)), PATIENCE)
+    time.sleep(SECONDS)
+    assert models(stack) == [] and stack.read(run)["state_name"] == "Running"
+    stack.ask("POST", f"{path}/decrement-with-lease", lease_id=lease)
+    assert stack.ended(run)["state_name"] == "Completed", stack.logs
+    assert stack.ask("GET", f"{path}/gpu")["active_slots"] == 0
 
 
 def test_interactive_overtakes_what_waits(stack: Running, upload: Callable[[str], str]) -> None:

@@ -54,7 +54,7 @@ def test_nobody_may_more_than_needed(stack: Running) -> None:
     assert httpx.post(f"{stack.api.base_url}/flow_runs/filter", json={}).status_code == httpx.codes.UNAUTHORIZED
 
     def client(identity: str) -> s3fs.S3FileSystem:
-        return Stack(stack.settings).bucket_client(identity)
+        return Stack(stack.settings).s3.client(identity)
 
     client("worker").pipe_file("store/probe", b"")
     assert client("worker").cat_file("captures/mug/transforms.json")
@@ -70,7 +70,7 @@ def test_nobody_may_more_than_needed(stack: Running) -> None:
 def test_keys_are_private(stack: Running, finished: dict[str, Any]) -> None:
     keys = stack.folder / "s3" / "keys.json"
     assert stat.S_IMODE(keys.stat().st_mode) == stat.S_IRUSR | stat.S_IWUSR
-    hidden = [Stack(stack.settings).key_of(identity)[1].encode() for identity in ("worker", "uploader")]
+    hidden = [Stack(stack.settings).s3.key_of(identity)[1].encode() for identity in ("worker", "uploader")]
     shown = [log.read_bytes() for log in (stack.folder / "logs").iterdir()]
     shown += [read(process / "cmdline") for process in stack.processes()]
     shown += [stack.output.read_bytes(), *(path.read_bytes() for path in (stack.folder / "prefect").glob("*.db*"))]

@@ -22,13 +22,14 @@ from typing import Any
 import httpx
 import pytest
 import s3fs
+from prefect.client.schemas.objects import StateType
 from prefect.context import refresh_global_settings_context
 
+from flows.reconstruct import reconstruct
 from flows.submit import Submission, Submitter
 from flows.sweep import submit_all
 from tasks.capture.completeness import StorageState
 from tasks.capture.listing import list_captures
-from tasks.publish import Latest
 from tasks.settings import settings
 from tasks.storage import Location
 from tasks.store import store
@@ -46,6 +47,7 @@ from tests.integration.running import (
     wait_until_served,
 )
 from tests.notices import DIALECTS, aws
+from tests.published import mark_published
 
 pytestmark = pytest.mark.system
 
@@ -110,18 +112,14 @@ class House:
         (run,) = self.runs(capture)
         return run
 
-    def end(self, run: Mapping[str, Any], state: str) -> None:
+    def end(self, run: Mapping[str, Any], state: str, publish: bool = True) -> None:
         """As the run of a worker would: what completes has published."""
-        if state == "COMPLETED":
+        if state == "COMPLETED" and publish:
             name = run["parameters"]["capture"].removeprefix("s3://captures/")
-            self.publish(name, run["idempotency_key"].split("/")[0])
+            mark_published("s3://assets", name, run["idempotency_key"].split("/")[0])
         post(
             self.server, f"/flow_runs/{run['id']}/set_state", state={"type": state, "message": "so it was"}, force=True
         )
-
-    def publish(self, capture: str, key: str) -> None:
-        latest = Latest(run_key="r", upload_key=key, uploaded_at=datetime.now(UTC), report="")
-        self.s3.admin.pipe_file(f"assets/{capture}/latest.json", latest.model_dump_json().encode())
 
 
 def manifest(files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -334,6 +332,19 @@ def test_other_content_is_new_work_and_the_same_is_not(house: House, submitter: 
     found = swept(submitter, "changed")
     assert (found.state, found.changed) == ("submitted", True)
     house.start_receiver()
+
+
+def test_run_of_an_upload_that_was_replaced_leaves_it_to_the_next(house: House) -> None:
+    house.put("overtaken", WHOLE)
+    run = house.run("overtaken")
+    other = FILES | {"transforms.json": b"{   }"}
+    house.put("overtaken", other)  # the manifest of it is still to come
+    state = reconstruct(**run["parameters"], return_state=True)
+    assert (state.type, state.name) == (StateType.COMPLETED, "Replaced")
+    assert house.s3.keys("assets/overtaken") == {}
+    house.end(run, "COMPLETED", publish=False)
+    house.put("overtaken", manifest(other))
+    wait_for("the run of the next one", lambda: len(house.runs("overtaken")) == 2)
 
 
 def test_content_that_comes_back_is_published_again(house: House, submitter: Submitter) -> None:

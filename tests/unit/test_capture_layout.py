@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from tasks.capture.layout import belongs, declared_digests, digest, leaves_folder, pair
+from tasks.capture.layout import belongs, declared_files, digest, leaves_folder, pair
 from tasks.storage import FileEntry
 
 
@@ -69,7 +69,9 @@ def test_digest_is_of_content_in_any_order() -> None:
     assert digest([a, b]) == digest([b, a]) == expected
 
 
-def test_declared_digests() -> None:
+def test_declared_files() -> None:
     manifest = '{"schema":1,"files":[{"path":"views/a.png","size":3,"sha256":"AB"},{"path":"views/b.png","bytes":1}]}'
-    assert declared_digests(manifest) == {"views/a.png": "ab"}
-    assert declared_digests("no manifest") == {}
+    declared = [(file.path, file.bytes, file.sha256) for file in declared_files(manifest)]
+    assert declared == [("views/a.png", 3, "ab"), ("views/b.png", 1, None)]
+    with pytest.raises(ValueError, match="JSON"):
+        declared_files("no manifest")

@@ -32,7 +32,7 @@ import tasks.store
 from flows.submit import Submitter
 from flows.sweep import submit_all
 from tasks.capture.completeness import StorageState
-from tasks.capture.layout import declared_digests
+from tasks.capture.layout import declared_files
 from tasks.capture.listing import Listing, list_capture, list_captures, upload_key
 from tasks.errors import CaptureRefused, InferenceFailed, InputError, ServerUnavailable, StorageUnavailable
 from tasks.ledger import failures_recorded
@@ -160,8 +160,8 @@ class World:
         if upload_key(listing, "fusion", Parameters()) != upload:
             return Completed(message="its content has been replaced")
         files = {file.path: (Path(listing.uri) / file.path).read_bytes() for file in listing.files}
-        for path, declared in declared_digests(listing.manifest or "").items():
-            if hashlib.sha256(files[path]).hexdigest() != declared:
+        for declared in declared_files(listing.manifest) if listing.manifest else ():
+            if hashlib.sha256(files[declared.path]).hexdigest() != declared.sha256:
                 with suppress(CaptureRefused), failures_recorded(self.output, upload, listing.uri):
                     raise CaptureRefused(listing.uri, [])
                 return Failed(message="it is not what its manifest declares")
@@ -180,6 +180,7 @@ class World:
                 raise {"fails": InferenceFailed, "storage down": StorageUnavailable}[outcome](outcome)
             return Failed(message=outcome)
         with failures_recorded(self.output, key, listing.uri):
+            (Location.of(self.output) / listing.id / content / "_SUCCESS").write(b"")
             latest = Latest(run_key=content, upload_key=key, uploaded_at=listing.uploaded_at, report="")
             _move_latest(Location.of(self.output) / listing.id / "latest.json", latest)
         self.published.append((listing.id, content))

@@ -21,7 +21,7 @@ from prefect.settings import Settings as PrefectSettings
 from prefect.utilities.templating import apply_values
 from prefect_redis.client import RedisMessagingSettings
 
-from infra.stack import GRANTS
+from infra.s3 import GRANTS
 from tasks.settings import Settings
 
 with pytest.warns(UserWarning, match="pkg_resources is deprecated"):

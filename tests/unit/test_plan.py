@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import fsspec
@@ -18,11 +17,11 @@ from tasks.errors import CaptureRefused, EmptyResult, InputError, Problem, Stora
 from tasks.inference.infer import EngineChoice, infer, resolve_engine
 from tasks.ledger import record_failure
 from tasks.plan import Plan, Planned, plan
-from tasks.publish import Latest
 from tasks.settings import FusionParameters, InferParameters, Parameters, settings
 from tasks.storage import Location
 from tasks.store import store
 from tests.integration.running import S3, snapshot
+from tests.published import mark_published
 from tests.tiny import tiny_capture
 
 FUSION = resolve_engine("fusion")
@@ -82,11 +81,6 @@ def key_of(url: str, engine: EngineChoice = FUSION) -> str:
     return upload_key(list_capture(url), engine.name, PARAMETERS)
 
 
-def publish(output: str, name: str, key: str) -> None:
-    latest = Latest(run_key="0123456789abcdef", upload_key=key, uploaded_at=datetime.now(UTC), report="")
-    (Location.of(output) / name / "latest.json").write(latest.model_dump_json().encode())
-
-
 def states(found: Plan) -> dict[str, str]:
     return {each.id: each.state for each in found.captures}
 
@@ -100,7 +94,7 @@ def test_every_state(planned: Callable[..., Plan], made: Made, output: str) -> N
     urls = {name: made(name) for name in ("cached", "changed", "faulty", "new", "published", "refused", "unlucky")}
     made("blind", views=False)
     for name in ("published", "changed"):
-        publish(output, name, key_of(urls[name]))
+        mark_published(output, name, key_of(urls[name]))
     (Path(urls["changed"]) / "views" / "view_000.png").touch()
     record_failure(output, key_of(urls["refused"]), urls["refused"], REFUSED)
     for _ in range(2):
@@ -146,12 +140,20 @@ def test_every_state(planned: Callable[..., Plan], made: Made, output: str) -> N
 def test_other_parameters_and_another_engine_are_other_work(
     planned: Callable[..., Plan], made: Made, dataset: Path, output: str
 ) -> None:
-    publish(output, "mug", key_of(made("mug")))
+    mark_published(output, "mug", key_of(made("mug")))
     assert states(planned()) == {"mug": "published"}
     assert states(planned(parameters=Parameters())) == {"mug": "new"}
     trellis = EngineChoice(name="trellis", version="1", reason="asked for")
     assert states(plan(str(dataset), output, trellis, PARAMETERS)) == {"mug": "new"}
     assert states(plan(str(dataset), f"{output}-2", FUSION, PARAMETERS)) == {"mug": "new"}
+
+
+def test_asset_that_was_removed_is_made_again(planned: Callable[..., Plan], made: Made, output: str) -> None:
+    mark_published(output, "mug", key_of(made("mug")))
+    found = one(planned(), "mug")
+    assert (found.state, found.folder) == ("published", "mug/0123456789abcdef")
+    shutil.rmtree(Path(output) / found.folder)
+    assert states(planned()) == {"mug": "new"}
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"null", b"\xff"])
