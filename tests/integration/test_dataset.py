@@ -40,6 +40,7 @@ from tests.integration.running import (
     kill_group,
     post,
     snapshot,
+    task_runs,
     wait_for,
 )
 from tests.integration.stack import parameters

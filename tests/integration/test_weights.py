@@ -34,7 +34,7 @@ from tasks.weights.pinning import pin
 from tasks.weights.pins import Bundle, Weights, bundle, declared
 from tasks.weights.stages import fetch_weights
 from tests.integration.hub import Hub, serving
-from tests.integration.running import ROOT, S3, clean_environment, kill_group, snapshot, wait_for
+from tests.integration.running import ROOT, S3, clean_environment, kill_group, snapshot, task_runs, wait_for
 
 MODEL, CODE, MASKS = "org/model", "org/code", "org/masks"
 BIG, SMALL, DECODER = "ckpts/flow.safetensors", "pipeline.json", "ckpts/dec.safetensors"

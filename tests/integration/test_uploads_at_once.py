@@ -1,0 +1,94 @@
+"""Many captures uploaded at once to a stack that watches: each is reconstructed exactly once, by a few batches.
+
+The `trellis` engine on its stand-in does the work, so that what is uploaded goes through `batch/cuda`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from infra.stack import Stack
+from tests.integration.running import wait_for
+from tests.integration.stack import ENDED, Running, started
+from tests.integration.test_trellis_run import gpu_environment, views_only
+
+pytestmark = pytest.mark.system
+
+UPLOADS, UPLOADERS = 50, 8
+SECONDS_EACH = 6
+"""At most, on a busy machine."""
+
+
+@contextmanager
+def watching(folder: Path) -> Iterator[Running]:
+    """A stack whose engine is the stand-in, which notes in `folder`/log what it did."""
+    with started(folder / "state", CAPTURE2MESH_STACK_WATCH="1", **gpu_environment(folder)) as stack:
+        Stack(stack.settings).server.set_engine("trellis")
+        yield stack
+
+
+def upload(stack: Running, views: Path, names: Sequence[str]) -> None:
+    """Upload a capture of its own content under each name, several at a time, the marker last."""
+    uploader = Stack(stack.settings).s3.client("uploader")
+    first, *others = sorted(path for path in views.iterdir())
+
+    def put(name: str) -> None:
+        for path in others:
+            uploader.pipe_file(f"captures/{name}/views/{path.name}", path.read_bytes())
+        uploader.pipe_file(f"captures/{name}/views/{first.name}", marked(first, names.index(name)))
+        uploader.pipe_file(f"captures/{name}/_COMPLETE", b"")
+
+    with ThreadPoolExecutor(UPLOADERS) as pool:
+        list(pool.map(put, names))
+
+
+def marked(view: Path, number: int) -> bytes:
+    """A view with a number in its first pixel."""
+    image = Image.open(view)
+    image.putpixel((0, 0), (number // 256, number % 256, 0, 0))
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return data.getvalue()
+
+
+def published(stack: Running) -> Counter[str]:
+    """How many assets there are of each capture."""
+    assets = Stack(stack.settings).s3.client("worker").find("assets")
+    return Counter(path.split("/")[1] for path in assets if path.endswith("/_SUCCESS"))
+
+
+def batches(stack: Running) -> list[Any]:
+    found: list[Any] = stack.ask("POST", "/flow_runs/filter", flows={"name": {"any_": ["batch"]}})
+    return found
+
+
+def done(stack: Running, names: Sequence[str]) -> bool:
+    """Whether all are published and no batch is to come or at work."""
+    return published(stack).keys() >= set(names) and all(run["state_type"] in ENDED for run in batches(stack))
+
+
+def inferences(folder: Path) -> int:
+    """How often the stand-in has run."""
+    return sum(line.startswith("run") for line in (folder / "log").read_text().splitlines())
+
+
+def test_each_is_reconstructed_once(tmp_path: Path, capture: Callable[[str], Path]) -> None:
+    views = views_only(capture("ball")) / "views"
+    names = [f"upload {number:02}" for number in range(UPLOADS)]
+    with watching(tmp_path) as stack:
+        upload(stack, views, names)
+        wait_for("all captures", lambda: done(stack, names), UPLOADS * SECONDS_EACH, pause=2)
+        assert published(stack) == Counter([*names, "mug"])  # the stack's own sample lies there as well
+        assert inferences(tmp_path) == UPLOADS + 1
+        assert {run["state_name"] for run in batches(stack)} == {"Completed"}
+        assert len(batches(stack)) < UPLOADS / 2
+        assert stack.ask("POST", "/flow_runs/count", flows={"name": {"any_": ["reconstruct", "infer"]}}) == 0
