@@ -6,6 +6,7 @@ import io
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, expect, sync_playwright
+from playwright.sync_api import TimeoutError as NotThere
 
 from infra.stack import Stack
 from tests.integration.running import ROOT, wait_for
@@ -24,7 +26,7 @@ pytestmark = [pytest.mark.system, pytest.mark.skipif(CHROMIUM is None, reason="n
 SCREENSHOTS = ROOT / "build" / "screenshots"  # what CI keeps
 WINDOW = {"width": 1400, "height": 1000}
 WHOLE_FORM = {"width": 1400, "height": 4800}
-PATIENCE_MS = 30_000
+PATIENCE_MS, MENU_MS = 30_000, 3_000
 RUN_SECONDS = 180
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 LEAST_CONTRAST = 10
@@ -110,9 +112,21 @@ class Person:
         return self.run
 
     def choose_from_menu(self, name: str) -> Locator:
-        """Choose what the run's menu offers; gives the dialog that asks whether one is sure."""
-        self.button("Open menu").click()
-        self.page.get_by_role("menuitem", name=name).click()
+        """Choose what the run's menu offers; gives the dialog that asks whether one is sure.
+
+        What it offers depends on the run's state, which the page asks for every few seconds.
+        """
+        item = self.page.get_by_role("menuitem", name=name)
+
+        def offered() -> bool:
+            self.button("Open menu").click()
+            with suppress(NotThere):
+                item.click(timeout=MENU_MS)
+                return True
+            self.page.keyboard.press("Escape")
+            return False
+
+        wait_for(f"{name} in the menu", offered)
         return self.page.get_by_role("alertdialog").or_(self.page.get_by_role("dialog"))
 
     def open_artifact(self, key: str) -> None:
