@@ -5,10 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from queue import Empty, SimpleQueue
 from typing import ParamSpec, TypeVar
@@ -20,15 +20,15 @@ R = TypeVar("R")
 
 _TRIES = 2
 _POLL_SECONDS = 0.2
-_THREADS = "1"  # of numeric libraries in each process: the processes are the parallelism
+# of numeric libraries in each process: the processes are the parallelism
+_THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_starting = threading.Lock()
 
 
 class Processes:
     """Runs functions in processes of their own, which end with this one, however it ends."""
 
     def __init__(self, count: int) -> None:
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            os.environ.setdefault(name, _THREADS)
         self._count, self._ended = count, threading.Event()
         # a pool is broken as a whole where one of its processes is killed: each process is a pool of its own
         self._free = SimpleQueue[ProcessPoolExecutor]()
@@ -64,7 +64,9 @@ class Processes:
                 if self._ended.is_set():
                     break
                 try:
-                    return pool.submit(function, *args, **kwargs).result()
+                    with _limited():  # the first call of a pool starts its process
+                        future = pool.submit(function, *args, **kwargs)
+                    return future.result()
                 except BrokenProcessPool:
                     pool = _process()
         finally:
@@ -72,6 +74,19 @@ class Processes:
         raise InferenceInterrupted(
             "a process of the batch was killed while it worked on this capture; is memory short?"
         )
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Processes started within the block have few threads; those that others start later, as the model's, do not."""
+    with _starting:
+        added = {name: count for name, count in _THREADS.items() if name not in os.environ}
+        os.environ.update(added)
+        try:
+            yield
+        finally:
+            for name in added:
+                del os.environ[name]
 
 
 def _process() -> ProcessPoolExecutor:
