@@ -1,9 +1,9 @@
-"""Uploads on a stack that runs: `python tests/benchmarks/uploads.py latency|many` (`make stack` first).
+"""Uploads that become meshes by themselves: `python tests/benchmarks/uploads.py latency|many [COUNT]`.
 
-latency: from the last file of an upload, its marker, to its run in state Running; one upload at a time.
-many: 50 captures at once; every one is reconstructed, by one run each.
-
-The stack's ports and folder are those of CAPTURE2MESH_STACK_*.
+latency: from the last file of an upload, its marker, to its run in state Running, one upload at a time; on the stack
+that runs (`make stack`, whose ports and folder are those of CAPTURE2MESH_STACK_*).
+many: so many captures at once, by default 1,000, on a stack of its own; a stand-in of the `trellis` engine infers, all
+else is real. Every one has to be published once, by one inference.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,66 +22,67 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from infra.stack import Stack, StackSettings  # noqa: E402
+from tests.integration import test_uploads_at_once as at_once  # noqa: E402
+from tests.integration.running import wait_for  # noqa: E402
+from tests.integration.stack import ENDED  # noqa: E402
+from tests.integration.test_trellis_run import views_only  # noqa: E402
 from tests.synthetic import make_capture  # noqa: E402
 
-VIEWS, SIZE, UPLOADS, MANY = 8, 96, 15, 50
-POLL_SECONDS, PATIENCE = 0.1, 1800
-ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+VIEWS, SIZE, UPLOADS, MANY = 8, 96, 15, 1000
+POLL_SECONDS, PATIENCE = 0.1, 7200
 
 
-def upload(stack: Stack, capture: Path, name: str) -> None:
-    """The marker last."""
-    client = stack.s3.client("uploader")
-    for path in sorted(filter(Path.is_file, capture.rglob("*"))):
-        client.pipe_file(f"captures/{name}/{path.relative_to(capture).as_posix()}", path.read_bytes())
-    client.pipe_file(f"captures/{name}/_COMPLETE", b"")
-
-
-def runs(stack: Stack, names: list[str]) -> list[dict[str, Any]]:
-    """Flow runs of the captures by their names."""
-    asked = {"flow_runs": {"name": {"any_": names}}, "flows": {"name": {"any_": ["reconstruct"]}}, "limit": 200}
+def runs(stack: Stack, name: str) -> list[dict[str, Any]]:
+    """Flow runs of a capture."""
+    asked = {"flow_runs": {"name": {"any_": [name]}}, "flows": {"name": {"any_": ["reconstruct"]}}}
     found: list[dict[str, Any]] = stack.server.request("POST", "/flow_runs/filter", asked).json()
     return found
 
 
-def latency(stack: Stack, capture: Path) -> None:
-    seconds = []
-    for _ in range(UPLOADS):
+def latency(capture: Path, count: int) -> None:
+    stack, seconds = Stack(StackSettings()), []
+    uploader = stack.s3.client("uploader")
+    for _ in range(count):
         name = uuid.uuid4().hex
-        upload(stack, capture, name)
+        for path in sorted(filter(Path.is_file, capture.rglob("*"))):
+            uploader.pipe_file(f"captures/{name}/{path.relative_to(capture).as_posix()}", path.read_bytes())
+        uploader.pipe_file(f"captures/{name}/_COMPLETE", b"")
         uploaded, begun = datetime.now(UTC), None
         while begun is None:
             time.sleep(POLL_SECONDS)
-            begun = next((run["start_time"] for run in runs(stack, [name])), None)
+            begun = next((run["start_time"] for run in runs(stack, name)), None)
         seconds.append((datetime.fromisoformat(begun) - uploaded).total_seconds())
-        while any(run["state_type"] not in ENDED for run in runs(stack, [name])):
+        while any(run["state_type"] not in ENDED for run in runs(stack, name)):
             time.sleep(1)
-    print(f"last file -> Running: median {statistics.median(seconds):.1f} s, longest {max(seconds):.1f} s of {UPLOADS}")
+    print(f"last file -> Running: median {statistics.median(seconds):.1f} s, longest {max(seconds):.1f} s of {count}")
 
 
-def many(stack: Stack, capture: Path) -> None:
-    names = [uuid.uuid4().hex for _ in range(MANY)]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: upload(stack, capture, name), names))
-    begun = time.perf_counter()
-    while time.perf_counter() - begun < PATIENCE:
-        found = runs(stack, names)
-        if len(found) >= MANY and all(run["state_type"] in ENDED for run in found):
-            break
-        time.sleep(1)
-    states = Counter(run["state_name"] for run in found)
-    once = all(count == 1 for count in Counter(run["name"] for run in found).values())
-    print(f"{MANY} at once: {time.perf_counter() - begun:.0f} s, {dict(states)}, one run each: {once}")
+def many(capture: Path, count: int) -> None:
+    names = [f"upload {number:04}" for number in range(count)]
+    folder = capture.parent
+    with at_once.watching(folder) as stack:
+        begun = time.perf_counter()
+        at_once.upload(stack, views_only(capture) / "views", names)
+        uploaded = time.perf_counter() - begun
+        wait_for("all captures", lambda: at_once.done(stack, names), PATIENCE, pause=5)
+        published, batches = at_once.published(stack), at_once.batches(stack)
+        print(
+            f"{count} at once: uploaded in {uploaded:.0f} s, done after {time.perf_counter() - begun:.0f} s;"
+            f" one asset each: {published == Counter([*names, 'mug'])}, inferences less the sample's:"
+            f" {at_once.inferences(folder) - 1}, batches: {dict(Counter(run['state_name'] for run in batches))}"
+        )
 
 
 def main() -> None:
-    measures = {"latency": latency, "many": many}
-    if len(sys.argv) != 2 or sys.argv[1] not in measures:
-        raise SystemExit(__doc__)
+    measures = {"latency": (latency, UPLOADS), "many": (many, MANY)}
+    match sys.argv[1:]:
+        case [name, *count] if name in measures and len(count) <= 1:
+            measure, default = measures[name]
+        case _:
+            raise SystemExit(__doc__)
     with tempfile.TemporaryDirectory() as folder:
-        capture = Path(folder) / "ball"
-        make_capture(capture, "sphere", views=VIEWS, size=SIZE)
-        measures[sys.argv[1]](Stack(StackSettings()), capture)
+        make_capture(Path(folder) / "ball", "sphere", views=VIEWS, size=SIZE)
+        measure(Path(folder) / "ball", int(count[0]) if count else default)
 
 
 if __name__ == "__main__":
