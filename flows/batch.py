@@ -42,7 +42,7 @@ from tasks.storage import Location
 from tasks.weights.stages import fetch_weights
 
 LANES = 2  # one capture is in the model while the other's views are read, or its result is registered and stored
-ELSEWHERE_SECONDS = 5  # between two looks at what other runs have
+ELSEWHERE_SECONDS = 2  # between two looks at what other runs have
 AHEAD = 2  # captures that are prepared and wait for the model
 HOUR = 3600
 PROGRESS = "captures"  # key of the progress artifact

@@ -25,7 +25,7 @@ SHAPES = ("sphere", "rounded_box", "torus", "concave")
 CAPTURES, VIEWS, SIZE = 24, 24, 512
 SECONDS, TIMED_CAPTURES = 1.0, 200
 PUBLISHED, FILES = 10_000, 5
-GPU_SECONDS, SHARED_CAPTURES, WORKERS = 5.0, 48, 4
+GPU_SECONDS, SHARED_CAPTURES, WORKERS = 5.0, 72, 4
 
 
 class Memory:
@@ -115,7 +115,7 @@ class _Normal:
     """As much of a published asset as a batch looks at."""
 
     def __init__(self) -> None:
-        self.report, self.status = self, "normal"
+        self.report, self.status, self.url = self, "normal", ""
 
 
 def overhead(folder: Path) -> None:
@@ -211,7 +211,7 @@ def sharing(folder: Path) -> None:
     for index in range(SHARED_CAPTURES):
         shutil.copytree(folder / "first", folder / "in" / f"{index:04}")
     seconds = {}
-    for workers in (1, WORKERS):
+    for workers in (WORKERS, 1):
         begun = time.perf_counter()
         command = [sys.executable, __file__, "shard", str(folder)]
         for process in [subprocess.Popen(command) for _ in range(workers)]:
