@@ -36,6 +36,7 @@ from infra.s3 import BUCKETS, HOST, REGION, S3Server
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "tests" / "data" / "mug"
 PREFECT = [sys.executable, "-m", "prefect"]
+PREFECT_SERVER = [sys.executable, "-m", "infra.prefect_server"]
 DOCTOR = [sys.executable, "-m", "flows", "doctor", "--engine", "trellis"]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PID_FILE = "capture2mesh-stack.pid"  # locked by the stack that runs; tells a stack's folder from others
@@ -139,7 +140,7 @@ class Stack:
             env["PREFECT_SERVER_API_AUTH_STRING"] = self.auth
         if self.settings.database_url:
             env["PREFECT_API_DATABASE_CONNECTION_URL"] = self.settings.database_url.get_secret_value()
-        command = [*PREFECT, "server", "start", "--host", HOST, "--port", str(self.settings.ui_port)]
+        command = [*PREFECT_SERVER, "server", "start", "--host", HOST, "--port", str(self.settings.ui_port)]
         self.spawn("prefect", command, env)
 
     def start_s3(self) -> None:

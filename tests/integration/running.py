@@ -199,7 +199,8 @@ def prefect(folder: Path, port: int | None = None) -> Iterator[str]:
     port = port or free_ports(1)[0]
     log = folder / "prefect-server.log"
     env = clean_environment() | {"PREFECT_HOME": str(folder / "prefect")}
-    arguments = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    start = ["-m", "infra.prefect_server", "server", "start"]
+    arguments = [sys.executable, *start, "--host", "127.0.0.1", "--port", str(port)]
     with running(arguments, env, log) as process:
         url = f"http://127.0.0.1:{port}/api"
         wait_until_served(f"{url}/health", process, log)
