@@ -18,7 +18,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy infra/stack.py infra/deploy.py
+	$(BIN)/mypy infra/stack.py infra/deploy.py infra/prefect_server.py
 
 stack: $(INSTALLED)  ## the whole system on this machine, until Ctrl-C: Prefect, S3, workers
 	@$(BIN)/python -m infra.stack up

@@ -111,14 +111,17 @@ class Running:
         response = wait_for(path, answer).raise_for_status()
         return response.json() if response.content else None
 
-    def run(self, capture: str = "mug", queue: str | None = None, engine: str = "auto", **values: str) -> str:
+    def run(
+        self, capture: str = "mug", queue: str | None = None, engine: str = "auto", at: str | None = None, **values: str
+    ) -> str:
         """Ask for a small reconstruction as the UI does it, `values` being its parameters; gives the run's id."""
         asked: dict[str, Any] = {"capture": f"s3://captures/{capture}", "output": "s3://assets", "engine": engine}
         asked |= {"parameters": parameters(**values)}
         deployment = self.ask("GET", "/deployments/name/reconstruct/default")["id"]
         more = {"work_queue_name": queue} if queue else {}
         path = f"/deployments/{deployment}/create_flow_run"
-        return self.ask("POST", path, parameters=asked, state={"type": "SCHEDULED"}, **more)["id"]
+        state = {"type": "SCHEDULED", "state_details": {"scheduled_time": at} if at else {}}
+        return self.ask("POST", path, parameters=asked, state=state, **more)["id"]
 
     def read(self, run: str) -> Any:
         return self.ask("GET", f"/flow_runs/{run}")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from infra.deploy import AUTOMATIONS
 from infra.processes import members
 from infra.stack import Stack
 from tests.integration.postgresql import postgresql
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.system
 
 SECONDS = 10
 """Of a slow inference."""
+UNBEGUN_SECONDS = 60
 SLOW = {"engine": "trellis", "infer__trellis__ss_steps": str(SECONDS * 10), "export__exporter": '"native"'}
 
 
@@ -88,6 +90,18 @@ def lost(stack: Running, upload: Callable[[str], str]) -> str:
     for pid in members(stack.folder, part="worker-cpu-0"):
         os.kill(pid, signal.SIGKILL)
     stack.process.send_signal(signal.SIGCONT)
+    return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unbegun(stack: Running) -> str:
+    """A run that its worker took, and then died: begun before all other tests as well, its ten minutes made one."""
+    (automation,) = [each for each in json.loads(AUTOMATIONS.read_text()) if "does not begin" in each["name"]]
+    known = {each["name"]: each["id"] for each in stack.ask("POST", "/automations/filter")}
+    automation["trigger"]["within"] = UNBEGUN_SECONDS
+    stack.ask("PUT", f"/automations/{known[automation['name']]}", **automation)
+    run = stack.run(at="2100-01-01T00:00:00Z", infer__seed="9")
+    stack.set_state(run, "PENDING", "Pending")
     return run
 
 
@@ -179,6 +193,14 @@ def test_run_of_a_lost_machine_is_seen_and_run_again(stack: Running, lost: str) 
     assert crash["message"].startswith("No heartbeat")
     # what it had handed over went on, and was found in the store
     assert [child["state_name"] for child in stack.children(lost)] == ["Completed"]
+
+
+def test_run_that_did_not_begin_is_given_to_a_worker_again(stack: Running, unbegun: str) -> None:
+    wait_for("the end", lambda: stack.read(unbegun)["state_name"] == "Completed", PATIENCE)
+    history = stack.ask("GET", f"/flow_run_states/?flow_run_id={unbegun}")
+    (crash,) = [state for state in history if state["type"] == "CRASHED"]
+    assert crash["message"].startswith("Not begun")
+    assert stack.read(unbegun)["run_count"] == 1
 
 
 def test_stack_on_postgresql(tmp_path: Path) -> None:
