@@ -1,8 +1,8 @@
 """Prefect's server with garbage collected beside its event loop: `python -m infra.prefect_server server start ...`.
 
 On SQLite the server stands still for a minute otherwise, now and then (seen with Prefect 3.8.8). A statement that
-failed leaves its cursor in a reference cycle. To collect it, its connection's mutex is needed, which another thread holds
-for as long as it waits there for the database's write lock: up to 60 s. If it is the event loop that collects, then the
+failed leaves its cursor in a reference cycle. To collect it, its connection is locked, which another thread has locked
+for as long as it waits for the lock to write: up to 60 s. If it is the event loop that collects, then the
 transaction that has the lock cannot end, and all wait until that time is over.
 """
 
