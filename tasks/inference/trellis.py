@@ -347,8 +347,7 @@ class TrellisProcess:
         folder = runtime.scratch / "trellis"
         folder.mkdir(parents=True, exist_ok=True)
         ours, theirs = socket.socketpair()
-        ours.settimeout(POLL_SECONDS)
-        self._socket, self._channel = ours, Channel(ours)
+        self._socket, self._channel = ours, Channel(ours, POLL_SECONDS)
         with theirs:
             self._process = _STARTER.submit(
                 subprocess.Popen,

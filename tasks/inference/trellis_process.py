@@ -20,6 +20,7 @@ import re
 import select
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -68,11 +69,17 @@ class Message:
 class Channel:
     """Messages over a socket: length, header, then each array's bytes as they lie in memory; no pickles.
 
-    `waiting` is called whenever the socket's timeout passes; it raises to give up. EOFError: the other side is gone.
+    `waiting` is called about every `poll_seconds` in which nothing moves; it raises to give up. EOFError: the other
+    side is gone.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, poll_seconds: float = 0) -> None:
         self._socket = connection
+        # The kernel's own timeouts (0: none): with Python's the socket is non-blocking, and an array goes over in
+        # hundreds of pieces, each of which has to get the interpreter's lock back from the threads that compute
+        timeval = struct.pack("ll", int(poll_seconds), int(poll_seconds % 1 * 1e6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            connection.setsockopt(socket.SOL_SOCKET, option, timeval)
 
     def send(self, message: Message, waiting: Callable[[], None] = lambda: None) -> None:
         """Send all of a message."""
@@ -101,7 +108,7 @@ class Channel:
         while data:
             try:
                 data = data[self._socket.send(data) :]
-            except TimeoutError:
+            except BlockingIOError:  # the timeout
                 waiting()
             except (BrokenPipeError, ConnectionResetError) as error:
                 raise EOFError from error
@@ -112,8 +119,8 @@ class Channel:
         rest = array.data.cast("B")
         while rest:
             try:
-                count = self._socket.recv_into(rest)
-            except TimeoutError:
+                count = self._socket.recv_into(rest, flags=socket.MSG_WAITALL)
+            except BlockingIOError:  # the timeout
                 waiting()
                 continue
             except ConnectionResetError as error:

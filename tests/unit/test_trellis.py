@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import socket
 import threading
+import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -147,15 +149,68 @@ def test_arrays_and_headers_cross_the_pipe_unchanged() -> None:
 def test_waiting_ends_when_the_waiter_says_so() -> None:
     left, right = socket.socketpair()
     with left, right:
-        left.settimeout(0.01)
+        channel = Channel(left, 0.01)
 
         def give_up() -> None:
             raise InferenceTimeout("too long")
 
         with pytest.raises(InferenceTimeout):
-            Channel(left).receive(give_up)
+            channel.receive(give_up)
+        right.send(bytes(5))
+        with pytest.raises(InferenceTimeout):  # a message has begun
+            channel.receive(give_up)
         with pytest.raises(InferenceTimeout):  # the other side reads nothing: the pipe fills
-            Channel(left).send(Message({}, {"big": np.zeros(10**7)}), give_up)
+            channel.send(Message({}, {"big": np.zeros(10**7)}), give_up)
+
+
+def test_a_message_that_comes_in_pieces_is_waited_for() -> None:
+    left, right = socket.socketpair()
+    sent, waited = np.arange(1000), 0
+
+    def waiting() -> None:
+        nonlocal waited
+        waited += 1
+
+    with left, right:
+        Channel(left).send(Message({"n": 1}, {"sent": sent}))
+        data = right.recv(10**6)
+
+        def in_pieces() -> None:
+            for piece in (data[:3], data[3:40], data[40:5000], data[5000:]):
+                time.sleep(0.05)
+                left.sendall(piece)
+
+        sender = threading.Thread(target=in_pieces)
+        sender.start()
+        received = Channel(right, 0.01).receive(waiting)
+        sender.join()
+    np.testing.assert_array_equal(received.arrays["sent"], sent)
+    assert waited >= 4
+
+
+class CountingCalls:
+    """A socket that counts what is called on it."""
+
+    def __init__(self, inner: socket.socket) -> None:
+        self.inner, self.calls = inner, Counter[str]()
+
+    def __getattr__(self, name: str) -> object:
+        self.calls[name] += 1
+        return getattr(self.inner, name)
+
+
+def test_an_array_crosses_in_one_call() -> None:
+    """After each call the interpreter's lock is waited for, 5 ms with a thread that computes."""
+    left, right = socket.socketpair()
+    with left, right:
+        sending, receiving = CountingCalls(left), CountingCalls(right)
+        ours, theirs = Channel(sending, 60), Channel(receiving, 60)  # type: ignore[arg-type]
+        sender = threading.Thread(target=ours.send, args=(Message({}, {"big": np.zeros(10**7)}),))
+        sender.start()
+        theirs.receive()
+        sender.join()
+    assert sending.calls["send"] == 2  # the header first
+    assert receiving.calls["recv_into"] == 3
 
 
 def test_the_other_sides_end_is_seen() -> None:
