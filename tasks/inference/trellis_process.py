@@ -25,9 +25,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import starmap
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -280,10 +282,7 @@ class Model:
         _require_memory(torch, asked["min_free_gib"])
         torch.cuda.reset_peak_memory_stats()
         begun = time.perf_counter()
-        images = [
-            self._prepared(name, request.arrays[f"{index}.image"], request.arrays[f"{index}.mask"])
-            for index, name in enumerate(asked["views"])
-        ]
+        images = self._all_prepared(asked["views"], request.arrays)
         prepared = time.perf_counter()
         self._steps_done = 0
         self._steps_total = STRUCTURE_STEP_COST * asked["ss_steps"] + LATENT_STEP_COST * asked["slat_steps"]
@@ -305,6 +304,13 @@ class Model:
 
     def _sampling(self, steps: int, strength: float) -> dict[str, Any]:
         return {"steps": steps, "cfg_strength": strength + self._strength_offset}
+
+    def _all_prepared(self, names: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> list[Image.Image]:
+        views = [(name, arrays[f"{index}.image"], arrays[f"{index}.mask"]) for index, name in enumerate(names)]
+        if any(mask.all() for _, _, mask in views):  # BiRefNet is for one thread
+            return list(starmap(self._prepared, views))
+        with ThreadPoolExecutor() as pool:  # numpy and Pillow let go of the interpreter's lock
+            return list(pool.map(self._prepared, *zip(*views, strict=True)))
 
     def _prepared(self, name: str, image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> Image.Image:
         """The view as `run` wants it; a mask that is True everywhere says nothing: BiRefNet makes one."""
