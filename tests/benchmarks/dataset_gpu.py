@@ -52,12 +52,13 @@ class Measured:
     """What a route took, in seconds since its start; load and servers included.
 
     ends: when each capture was published. requests: what the model was asked (operation, begun, ended), where that was
-    seen. stages: median seconds.
+    seen. parts: of each inference, as the model's process tells them, in seconds and GiB. stages: median seconds.
     """
 
     seconds: float = 0.0
     ends: list[float] = field(default_factory=list)
     requests: list[tuple[str, float, float]] = field(default_factory=list)
+    parts: list[dict[str, float]] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)
     peak_mb: float = 0.0
     gpu_peak_gib: float = 0.0
@@ -79,6 +80,12 @@ class Measured:
 
     def took(self, operation: str) -> str:
         return " ".join(f"{end - start:.1f}" for name, start, end in self.requests if name == operation)
+
+    @property
+    def inference(self) -> dict[str, float]:
+        """Medians of the parts of all inferences but the first; outside: what they take beside upstream's work."""
+        each = self.parts[1:]
+        return {name: round(statistics.median(parts[name] for parts in each), 2) for name in each[0]}
 
 
 class GpuMemory:
@@ -139,9 +146,15 @@ def observe_requests(measured: Measured) -> None:
     def request(self: TrellisProcess, operation: str, *arguments: Any) -> Any:
         asked = time.time()
         try:
-            return ask(self, operation, *arguments)
+            answer = ask(self, operation, *arguments)
         finally:
-            measured.requests.append((operation, asked, time.time()))
+            ended = time.time()
+            measured.requests.append((operation, asked, ended))
+        if operation == "infer":
+            seconds = answer.header["seconds"]
+            outside = ended - asked - sum(seconds.values())
+            measured.parts.append(seconds | {"outside": outside, "peak_gib": answer.header["peak_gib"]})
+        return answer
 
     TrellisProcess.request = request  # type: ignore[method-assign]
 
@@ -236,6 +249,8 @@ def show(route: str, measured: Measured) -> None:
     for operation in ("load", "infer", "to_glb"):
         if operation in requests:
             print(f"  {operation}: {measured.took(operation)} s")
+    if len(measured.parts) > 1:
+        print(f"  of an inference, medians: {measured.inference}")
     print(f"  stages, median s: {measured.stages}")
     print(f"  peak {measured.peak_mb:.0f} MB of all processes, {measured.gpu_peak_gib:.1f} GiB of the GPU", flush=True)
 
