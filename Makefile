@@ -9,7 +9,7 @@ demo: $(INSTALLED)  ## reconstruct the bundled sample into out/
 	$(BIN)/python -m flows reconstruct tests/data/mug out
 
 test: lint  ## lint, type check and the tests
-	$(BIN)/python -m pytest -m 'not system'
+	$(BIN)/python -m pytest -m 'not system' --numprocesses auto --dist loadfile
 
 test-system: $(INSTALLED)  ## workers, killed runs, the whole stack; CI runs it as well
 	$(BIN)/python -m pytest -m system
