@@ -17,8 +17,12 @@ VIEWS, SIZE = 8, 96
 
 
 def pytest_configure() -> None:
-    """Stop the servers on SIGTERM as well; by default the process would end at once and leave them running."""
+    """Stop the servers on SIGTERM as well; by default the process would end at once and leave them running.
+
+    What a shell runs in the background ignores SIGINT, and so would all that the tests start.
+    """
     signal.signal(signal.SIGTERM, lambda number, frame: pytest.exit("terminated"))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
