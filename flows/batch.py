@@ -39,6 +39,7 @@ from tasks.report import progress_artifact
 from tasks.settings import EngineName, Parameters, settings
 from tasks.stage import UNCACHED, StageTiming, Timings, in_flow, observed_by, timed
 from tasks.storage import Location
+from tasks.weights.pins import Weights
 from tasks.weights.stages import fetch_weights
 
 LANES = 2  # one capture is in the model while the other's views are read, or its result is registered and stored
@@ -155,7 +156,8 @@ class Workshop:
         self._processes, self._claims = Processes(settings().batch_processes), Claims()
         self._ended = threading.Event()
         self._lanes = threading.Semaphore(LANES)
-        self._fetching, self._fetched = threading.Lock(), set[str]()  # bundles
+        self._fetching = threading.Lock()
+        self._fetched = dict[str, Capture2MeshError | None]()  # by bundle: why it cannot be had
         shares = ENGINES[engine.name].shares_model
         self._at_once = settings().batch_processes + (LANES + AHEAD if shares else 0)
         # only so many are claimed before the model: another machine may be free for the rest
@@ -256,23 +258,31 @@ class Workshop:
 
     def _infer(self, prepared: Prepared) -> Reconstruction:
         weights, parameters = prepared.weights, self.parameters
-        with self._fetching:
-            if (
-                weights is not None
-                and weights.bundle not in self._fetched
-                and infer.stored(prepared.capture, self.engine, parameters.infer, weights) is None
-            ):
-                try:
-                    fetch_weights(weights)
-                except HOPELESS:
-                    raise
-                except Capture2MeshError as error:
-                    raise WeightsUnavailable(str(error)) from error
-                self._fetched.add(weights.bundle)
+        if weights is not None and infer.stored(prepared.capture, self.engine, parameters.infer, weights) is None:
+            self._fetch(weights)
         reconstruction = infer(prepared.capture, self.engine, parameters.infer, weights)
         if exporter_of(self.engine, parameters.export) == "to_glb":  # it needs the model's process
             export_glb(reconstruction, prepared.capture, parameters.export)
         return reconstruction
+
+    def _fetch(self, weights: Weights) -> None:
+        """Fetch a bundle once, for all captures; where that fails, it fails for all."""
+        with self._fetching:
+            if weights.bundle not in self._fetched:
+                self._fetched[weights.bundle] = _unavailable(weights)
+        if (unavailable := self._fetched[weights.bundle]) is not None:
+            raise unavailable
+
+
+def _unavailable(weights: Weights) -> Capture2MeshError | None:
+    """Fetch the weights; gives why they cannot be had."""
+    try:
+        fetch_weights(weights)
+    except HOPELESS as error:
+        return error
+    except Capture2MeshError as error:
+        return WeightsUnavailable(str(error))
+    return None
 
 
 def _whole(capture: Planned, output: str, engine: EngineChoice, parameters: Parameters) -> Published:
