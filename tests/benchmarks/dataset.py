@@ -23,7 +23,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 SHAPES = ("sphere", "rounded_box", "torus", "concave")
 CAPTURES, VIEWS, SIZE = 24, 24, 512
-SECONDS, TIMED_CAPTURES = 1.0, 200
+SECONDS, TIMED_CAPTURES = 1.0, 1000
 PUBLISHED, FILES = 10_000, 5
 GPU_SECONDS, SHARED_CAPTURES, WORKERS = 5.0, 72, 4
 
