@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ import pytest
 
 from infra.deploy import AUTOMATIONS
 from infra.processes import members
-from infra.stack import Stack
+from infra.stack import SAMPLE, Stack
 from tests.integration.postgresql import postgresql
 from tests.integration.running import STAGES, wait_for
-from tests.integration.stack import PATIENCE, Running, read, started
+from tests.integration.stack import PATIENCE, Running, parameters, read, started
 from tests.integration.test_trellis_run import views_only
 
 pytestmark = pytest.mark.system
@@ -201,6 +202,27 @@ def test_run_that_did_not_begin_is_given_to_a_worker_again(stack: Running, unbeg
     (crash,) = [state for state in history if state["type"] == "CRASHED"]
     assert crash["message"].startswith("Not begun")
     assert stack.read(unbegun)["run_count"] == 1
+
+
+def test_missed_nights_are_caught_up_by_one_run(stack: Running) -> None:
+    uploader = Stack(stack.settings).s3.client("uploader")
+    for path in filter(Path.is_file, SAMPLE.rglob("*")):
+        uploader.pipe_file(f"captures/nights/mug/{path.relative_to(SAMPLE).as_posix()}", path.read_bytes())
+    deployment = stack.ask("GET", "/deployments/name/reconstruct-dataset/nightly")["id"]
+    asked = {"dataset": "s3://captures/nights", "output": "s3://assets/nights", "parameters": parameters()}
+
+    def late(night: int) -> str:
+        state = {"type": "SCHEDULED", "state_details": {"scheduled_time": f"2026-01-0{night}T02:00:00Z"}}
+        path = f"/deployments/{deployment}/create_flow_run"
+        return stack.ask("POST", path, parameters=asked, state=state)["id"]
+
+    runs = [late(night) for night in (1, 2)]
+    ends = [stack.ended(run) for run in runs]
+    assert {run["state_name"] for run in ends} <= {"Completed", "Cancelled"}, stack.logs
+    worked = sorted((run["start_time"], run["end_time"]) for run in ends if run["state_name"] == "Completed")
+    assert all(end <= begun for (_, end), (begun, _) in pairwise(worked))
+    assert sum(len(stack.children(run)) for run in runs) == 1  # batches: what the one has done, the next finds
+    assert [path for path in assets(stack, "nights/mug") if path.endswith("/_SUCCESS")]
 
 
 def test_stack_on_postgresql(tmp_path: Path) -> None:
