@@ -156,8 +156,8 @@ class Workshop:
         self._processes, self._claims = Processes(settings().batch_processes), Claims()
         self._ended = threading.Event()
         self._lanes = threading.Semaphore(LANES)
-        self._fetching = threading.Lock()
-        self._fetched = dict[str, Capture2MeshError | None]()  # by bundle: why it cannot be had
+        self._fetching, self._fetched = threading.Lock(), set[str]()  # bundles
+        self._unavailable: Capture2MeshError | None = None  # why weights cannot be had
         shares = ENGINES[engine.name].shares_model
         self._at_once = settings().batch_processes + (LANES + AHEAD if shares else 0)
         # only so many are claimed before the model: another machine may be free for the rest
@@ -258,7 +258,11 @@ class Workshop:
 
     def _infer(self, prepared: Prepared) -> Reconstruction:
         weights, parameters = prepared.weights, self.parameters
-        if weights is not None and infer.stored(prepared.capture, self.engine, parameters.infer, weights) is None:
+        if (
+            weights is not None
+            and weights.bundle not in self._fetched
+            and infer.stored(prepared.capture, self.engine, parameters.infer, weights) is None
+        ):
             self._fetch(weights)
         reconstruction = infer(prepared.capture, self.engine, parameters.infer, weights)
         if exporter_of(self.engine, parameters.export) == "to_glb":  # it needs the model's process
@@ -268,21 +272,17 @@ class Workshop:
     def _fetch(self, weights: Weights) -> None:
         """Fetch a bundle once, for all captures; where that fails, it fails for all."""
         with self._fetching:
-            if weights.bundle not in self._fetched:
-                self._fetched[weights.bundle] = _unavailable(weights)
-        if (unavailable := self._fetched[weights.bundle]) is not None:
-            raise unavailable
-
-
-def _unavailable(weights: Weights) -> Capture2MeshError | None:
-    """Fetch the weights; gives why they cannot be had."""
-    try:
-        fetch_weights(weights)
-    except HOPELESS as error:
-        return error
-    except Capture2MeshError as error:
-        return WeightsUnavailable(str(error))
-    return None
+            if self._unavailable is None and weights.bundle not in self._fetched:
+                try:
+                    fetch_weights(weights)
+                except HOPELESS as error:
+                    self._unavailable = error
+                except Capture2MeshError as error:
+                    self._unavailable = WeightsUnavailable(str(error))
+                else:
+                    self._fetched.add(weights.bundle)
+            if self._unavailable is not None:
+                raise self._unavailable
 
 
 def _whole(capture: Planned, output: str, engine: EngineChoice, parameters: Parameters) -> Published:

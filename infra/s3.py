@@ -77,10 +77,14 @@ class S3Server:
         uploaded = self.folder / "sample-uploaded"
         if uploaded.exists():
             return
-        uploader = self.client("uploader")
-        for path in filter(Path.is_file, folder.rglob("*")):
-            uploader.pipe_file(f"captures/{capture}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+        self.upload(folder, capture)
         uploaded.touch()
+
+    def upload(self, folder: Path, capture: str) -> None:
+        """Upload a capture, the files in the order of their names."""
+        uploader = self.client("uploader")
+        for path in sorted(filter(Path.is_file, folder.rglob("*"))):
+            uploader.pipe_file(f"captures/{capture}/{path.relative_to(folder).as_posix()}", path.read_bytes())
 
     @cached_property
     def token(self) -> str:

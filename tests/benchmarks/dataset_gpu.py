@@ -4,7 +4,6 @@ The same captures by several routes, one after the other on one machine, each wi
 loop:    the stages one after the other in one process, the model loaded once, no Prefect
 command: a process per capture, `python -m flows reconstruct`
 batch:   the flow `reconstruct-dataset`, with Prefect's own server
-pair:    two processes `python -m flows dataset` over the one dataset, so two models on the GPU (40 GiB)
 each as `loop-native` or `loop-to_glb`, by the exporter. RANDOM is what `random_weights.py` made; see `forced_geometry`
 for what it takes to have an object then. The captures are that object's: 8 views of 1080 x 1080, cameras and depth.
 """
@@ -37,12 +36,11 @@ VIEWS, SIZE = 8, 1080
 METRES = 0.34  # of the forced object's unit cube
 NOISE = 2.0  # of a sensor, 8-bit steps: views have a photograph's file size
 COUNTS = {
-    "loop-native": 4,
-    "loop-to_glb": 4,
-    "command-native": 3,
-    "batch-native": 24,
-    "batch-to_glb": 8,
-    "pair-native": 24,
+    "command-native": 2,
+    "loop-to_glb": 3,
+    "batch-native": 48,
+    "loop-native": 3,
+    "batch-to_glb": 6,
 }
 GPU_POLL_SECONDS = 1.0
 
@@ -183,26 +181,13 @@ def batch(dataset: Path, output: Path, exporter: Any) -> None:
     TRELLIS.close()
 
 
-def flows(command: str, what: Path, output: Path, exporter: str, **env: str) -> subprocess.Popen[bytes]:
-    arguments = [command, str(what), str(output), "--engine", "trellis", "--set", f"export.exporter={exporter}"]
-    return subprocess.Popen([sys.executable, "-m", "flows", *arguments], cwd=ROOT, env={**os.environ, **env})
-
-
 def command(dataset: Path, output: Path, exporter: str) -> None:
     for capture in sorted(dataset.iterdir()):
-        assert flows("reconstruct", capture, output, exporter).wait() == 0
+        arguments = [str(capture), str(output), "--engine", "trellis", "--set", f"export.exporter={exporter}"]
+        subprocess.run([sys.executable, "-m", "flows", "reconstruct", *arguments], cwd=ROOT, check=True)
 
 
-def pair(dataset: Path, output: Path, exporter: str) -> None:
-    half = str(max(1, (os.cpu_count() or 1) // 2))
-    both = [
-        flows("dataset", dataset, output, exporter, CAPTURE2MESH_BATCH_PROCESSES=half, PREFECT_HOME=f"{output}-{name}")
-        for name in ("a", "b")
-    ]
-    assert [process.wait() for process in both] == [0, 0]
-
-
-ROUTES = {"loop": loop, "command": command, "batch": batch, "pair": pair}
+ROUTES = {"loop": loop, "command": command, "batch": batch}
 
 
 def measure(route: str, dataset: Path, folder: Path) -> Measured:

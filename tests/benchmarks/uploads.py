@@ -44,8 +44,7 @@ def latency(capture: Path, count: int) -> None:
     uploader = stack.s3.client("uploader")
     for _ in range(count):
         name = uuid.uuid4().hex
-        for path in sorted(filter(Path.is_file, capture.rglob("*"))):
-            uploader.pipe_file(f"captures/{name}/{path.relative_to(capture).as_posix()}", path.read_bytes())
+        stack.s3.upload(capture, name)
         uploader.pipe_file(f"captures/{name}/_COMPLETE", b"")
         uploaded, begun = datetime.now(UTC), None
         while begun is None:

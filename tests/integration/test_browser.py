@@ -241,10 +241,7 @@ def test_failed_run_tells_why_and_is_retried(person: Person, capture: Callable[[
     expect(person.tab("Details").get_by_text("s3://captures/late: no capture there")).to_be_visible()
     person.see("failed")
 
-    bucket = Stack(person.stack.settings).s3.client("uploader")
-    folder = capture("late")
-    for path in filter(Path.is_file, folder.rglob("*")):
-        bucket.pipe_file(f"captures/late/{path.relative_to(folder).as_posix()}", path.read_bytes())
+    Stack(person.stack.settings).s3.upload(capture("late"), "late")
     dialog = person.choose_from_menu("Retry")
     person.see("retry")
     dialog.get_by_role("button", name="Retry").click()
