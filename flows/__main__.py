@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from flows import store, weights
+from flows.cli import store_commands, weights_commands
 
 if TYPE_CHECKING:
-    from tasks.plan import Plan
-    from tasks.publish import Published
+    from tasks.dataset.plan import Plan
+    from tasks.mesh.publish import Published
     from tasks.settings import EngineName, Parameters
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
@@ -40,8 +40,8 @@ app = typer.Typer(
 )
 
 
-app.add_typer(weights.app, name="weights")
-app.add_typer(store.app, name="store")
+app.add_typer(weights_commands.app, name="weights")
+app.add_typer(store_commands.app, name="store")
 
 
 @app.command()
@@ -113,8 +113,8 @@ def sweep(
     """Submit what has been uploaded and is not published yet to the server of PREFECT_API_URL."""
     _prefect_defaults()
     with _errors_told():
-        from flows.submit import require_server
         from flows.sweep import sweep
+        from flows.uploads.submit import require_server
 
         require_server()
         counts = sweep(watched, output)
@@ -126,8 +126,8 @@ def sweep(
 def receive() -> None:
     """Receive a storage's notifications over HTTP and submit what is uploaded (CAPTURE2MESH_RECEIVE_* set how)."""
     with _serving():
-        from flows.receive import serve
-        from flows.submit import submitter
+        from flows.uploads.receive import serve
+        from flows.uploads.submit import submitter
         from tasks.settings import settings
 
         serve(submitter().submit, settings())
@@ -137,8 +137,8 @@ def receive() -> None:
 def poll_sqs() -> None:
     """Take the notifications of AWS S3 from CAPTURE2MESH_SQS_QUEUE_URL and submit what is uploaded."""
     with _serving():
-        from flows.poll_sqs import poll
-        from flows.submit import submitter
+        from flows.uploads.poll_sqs import poll
+        from flows.uploads.submit import submitter
         from tasks.settings import settings
 
         poll(submitter().submit, settings())
@@ -175,8 +175,8 @@ def doctor(
     from rich.console import Console
 
     from tasks.doctor import can_run, checks, table, weights_here
-    from tasks.inference.trellis import runtime_with
-    from tasks.store import store
+    from tasks.inference.trellis.trellis_engine import runtime_with
+    from tasks.store.results import store
 
     found = checks(runtime_with({}), weights_here, store().root)
     Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table(found))
@@ -220,8 +220,8 @@ def _run() -> Iterator[Callable[[list[str]], Parameters]]:
     with _errors_told(), ExitStack() as stack:
         from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-        from flows.terminal import Terminal
-        from tasks.stage import observed_by
+        from flows.cli.terminal import Terminal
+        from tasks.progress import observed_by
 
         terminal = Terminal()
 
@@ -229,7 +229,7 @@ def _run() -> Iterator[Callable[[list[str]], Parameters]]:
             parameters = _parameters(assignments)
             stack.enter_context(terminal)
             if not PREFECT_API_URL.value():
-                from flows.ephemeral import start_server
+                from flows.cli.own_server import start_server
 
                 terminal.console.print("starting Prefect's own server for this run (PREFECT_API_URL names another)")
                 start_server()
@@ -243,8 +243,8 @@ def _run() -> Iterator[Callable[[list[str]], Parameters]]:
 
 def _plan(dataset: str, output: str, engine: EngineName, assignments: list[str], retry: bool) -> Plan:
     from flows.infer import deployed_engine
-    from tasks.inference.infer import resolve_engine
-    from tasks.plan import plan
+    from tasks.dataset.plan import plan
+    from tasks.inference.registry import resolve_engine
     from tasks.settings import settings
 
     deployment = settings().batch_deployment

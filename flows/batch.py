@@ -14,11 +14,13 @@ from typing import Literal
 from prefect import flow, runtime, task
 from pydantic import BaseModel, ConfigDict
 
+from flows.events import OutcomeName, emit_outcome
 from flows.gpu import gpu_slot
-from flows.outcome import OutcomeName, emit_outcome
+from flows.process_pool import Processes
 from flows.reconstruct import Prepared, finish, prepare
 from tasks.capture.completeness import StorageState, awaited
 from tasks.capture.listing import Listing
+from tasks.dataset.plan import Planned, plan, published_folder
 from tasks.errors import (
     Capture2MeshError,
     CaptureRefused,
@@ -29,18 +31,17 @@ from tasks.errors import (
     WeightsMissing,
     WeightsUnavailable,
 )
-from tasks.export import export_glb, exporter_of
-from tasks.inference.infer import ENGINES, EngineChoice, Reconstruction, infer, require_engine, resolve_engine
-from tasks.ledger import Claims, failure_of, failures_recorded
-from tasks.plan import Planned, plan, published_folder
-from tasks.processes import Processes
-from tasks.publish import Published
-from tasks.report import progress_artifact
+from tasks.inference.reconstruction import Reconstruction, infer
+from tasks.inference.registry import ENGINES, EngineChoice, require_engine, resolve_engine
+from tasks.mesh.export import export_glb, exporter_of
+from tasks.mesh.publish import Published
+from tasks.progress import StageTiming, Timings, in_flow, observed_by, progress_artifact, timed
 from tasks.settings import EngineName, Parameters, settings
-from tasks.stage import UNCACHED, StageTiming, Timings, in_flow, observed_by, timed
-from tasks.storage import Location
+from tasks.stage import UNCACHED
+from tasks.store.claims import Claims, failure_of, failures_recorded
+from tasks.store.location import Location
+from tasks.weights.fetch_weights import fetch_weights
 from tasks.weights.pins import Weights
-from tasks.weights.stages import fetch_weights
 
 LANES = 2  # one capture is in the model while the other's views are read, or its result is registered and stored
 ELSEWHERE_SECONDS = 2  # between two looks at what other runs have

@@ -17,16 +17,15 @@ from prefect.states import Cancelling
 
 from flows.batch import PROGRESS, work_through
 from flows.infer import deployed_engine, require_shared_store
-from tasks.dataset_report.publish import DatasetReport, publish_dataset_report, show_plan
+from tasks.dataset.dataset_report import DatasetReport, publish_dataset_report, show_plan
+from tasks.dataset.plan import Planned, plan
 from tasks.errors import InferenceInterrupted
-from tasks.inference.infer import EngineChoice, resolve_engine
-from tasks.ledger import forget_failure
-from tasks.plan import Planned, plan
-from tasks.report import progress_artifact
+from tasks.inference.registry import EngineChoice, resolve_engine
+from tasks.progress import progress_artifact, timed
 from tasks.settings import EngineName, Parameters, settings
-from tasks.stage import timed
-from tasks.storage import Location
-from tasks.store import store
+from tasks.store.claims import forget_failure
+from tasks.store.location import Location
+from tasks.store.results import store
 
 POLL_SECONDS = 3
 CRASHES = 3  # of batches that are replaced; then something is wrong with the machines that they were on

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import httpx
 from prefect.concurrency.sync import concurrency
 
-from tasks.inference.infer import ENGINES, EngineChoice
+from tasks.inference.registry import ENGINES, EngineChoice
 
 LIMIT = "gpu"  # as many slots as there are GPUs; `make stack` makes it, and without it only pools and workers limit
 LEASE_SECONDS = 60  # for so long a process that was killed still holds its slot; the least that Prefect takes

@@ -14,15 +14,16 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
 from flows.gpu import gpu_slot
-from tasks.capture.stages import Capture
+from tasks.capture.stage_capture import Capture
 from tasks.errors import EngineUnavailable, InferenceFailed, InputError, StorageError
-from tasks.export import export_glb, exporter_of
-from tasks.inference.infer import ENGINES, EngineChoice, Reconstruction, infer, require_engine, resolve_engine
+from tasks.inference.reconstruction import Reconstruction, infer
+from tasks.inference.registry import ENGINES, EngineChoice, require_engine, resolve_engine
+from tasks.mesh.export import export_glb, exporter_of
+from tasks.progress import timed
 from tasks.settings import EngineName, ExportParameters, InferParameters, settings
-from tasks.stage import timed
-from tasks.store import store
+from tasks.store.results import store
+from tasks.weights.fetch_weights import fetch_weights
 from tasks.weights.pins import Weights
-from tasks.weights.stages import fetch_weights
 
 POLL_SECONDS = 1
 RUNS_AT_MOST = 3  # of one inference whose worker, machine or process dies

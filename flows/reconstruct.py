@@ -9,23 +9,25 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict
 
+from flows.events import emit_published, failure_emitted
 from flows.infer import deployed_engine, infer_here, infer_there
-from flows.outcome import emit_published, failure_emitted
-from tasks.capture.checks import CaptureReport
+from tasks.artifacts import public_url, show_capture, show_report
+from tasks.capture.capture_checks import CaptureReport
 from tasks.capture.listing import Listing, list_capture, upload_key
-from tasks.capture.stages import Capture, stage_capture, validate_capture
-from tasks.convert import convert_formats
+from tasks.capture.stage_capture import Capture, stage_capture
+from tasks.capture.validate_capture import validate_capture
 from tasks.errors import CaptureRefused, MeshRejected
-from tasks.export import export_glb
-from tasks.inference.infer import ENGINES, EngineChoice, Reconstruction, resolve_engine, weights_for
-from tasks.ledger import failures_recorded
-from tasks.publish import Published, Results, publish, run_key
-from tasks.report import public_url, show_capture, show_report
+from tasks.inference.reconstruction import Reconstruction
+from tasks.inference.registry import ENGINES, EngineChoice, resolve_engine, weights_for
+from tasks.mesh.convert import convert_formats
+from tasks.mesh.export import export_glb
+from tasks.mesh.publish import Published, Results, publish, run_key
+from tasks.mesh.validate import PREVIEW_SHEET, validate_mesh
+from tasks.progress import Timings, in_flow, observed_by, timed
 from tasks.settings import EngineName, Parameters, settings
-from tasks.stage import Timings, in_flow, observed_by, timed
-from tasks.storage import Location
-from tasks.store import store
-from tasks.validate import PREVIEW_SHEET, validate_mesh
+from tasks.store.claims import failures_recorded
+from tasks.store.location import Location
+from tasks.store.results import store
 from tasks.weights.pins import Weights
 
 

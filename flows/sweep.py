@@ -10,13 +10,13 @@ from datetime import datetime, timedelta
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_table_artifact
 
-from flows.submit import Submission, Submitter
+from flows.uploads.submit import Submission, Submitter
+from tasks.artifacts import artifact_key
 from tasks.capture.completeness import StorageState
 from tasks.capture.listing import Listing, list_captures, upload_key
 from tasks.errors import ServerUnavailable
-from tasks.report import artifact_key
 from tasks.settings import EngineName, Parameters, settings
-from tasks.storage import Location
+from tasks.store.location import Location
 
 PARALLEL = 16
 TOO_LONG = timedelta(hours=1)  # without becoming complete

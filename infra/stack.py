@@ -30,8 +30,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 
 from infra.deploy import POOLS, Server
-from infra.processes import MEMBER, PART, POLL_SECONDS, STOP_SECONDS, end, runs_of
 from infra.s3 import BUCKETS, HOST, REGION, S3Server
+from infra.stack_members import MEMBER, PART, POLL_SECONDS, STOP_SECONDS, end, runs_of
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "tests" / "data" / "mug"

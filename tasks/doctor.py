@@ -15,9 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from tasks.errors import Capture2MeshError
-from tasks.inference.trellis import NVIDIA_SMI_SECONDS, Runtime, TrellisProcess
+from tasks.inference.trellis.trellis_engine import NVIDIA_SMI_SECONDS, Runtime, TrellisProcess
 from tasks.settings import EngineName
-from tasks.storage import Location
+from tasks.store.location import Location
 from tasks.weights.local import find, require
 from tasks.weights.pins import bundle
 

@@ -4,98 +4,28 @@ from __future__ import annotations
 
 import functools
 import inspect
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, get_type_hints
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, get_type_hints
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE, CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import FlowRunContext
 from prefect.filesystems import RemoteFileSystem, WritableFileSystem
 from prefect.states import Completed
 from prefect.tasks import Task, exponential_backoff
-from pydantic import BaseModel
 
 from tasks.errors import InputError
-from tasks.storage import sha256_of
-from tasks.store import StoredResult, cache_key, store
+from tasks.progress import in_flow, timed
+from tasks.store.location import sha256_of
+from tasks.store.results import StoredResult, cache_key, store
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=StoredResult)
 
 RETRY_BASE_SECONDS = 2
 RETRY_JITTER = 0.5
-
-
-class StageTiming(BaseModel):
-    """How long a stage took in one run, in seconds, and whether its result was there already."""
-
-    name: str
-    seconds: float
-    cached: bool
-
-
-class Observer(Protocol):
-    """Who wants to hear of the stages of a run."""
-
-    def started(self, name: str) -> None: ...
-    def progressed(self, name: str, fraction: float, note: str) -> None: ...
-    def finished(self, timing: StageTiming) -> None: ...
-
-
-_observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
-
-
-@contextmanager
-def observed_by(observer: Observer) -> Iterator[None]:
-    """Within the block, `observer` hears of every stage."""
-    token = _observers.set((*_observers.get(), observer))
-    try:
-        yield
-    finally:
-        _observers.reset(token)
-
-
-def report_progress(name: str, fraction: float, note: str = "") -> None:
-    """Tell the observers that a stage has come this far, 0 to 1."""
-    for observer in _observers.get():
-        observer.progressed(name, fraction, note)
-
-
-class Timings:
-    """An observer that keeps what the report says of the stages; `earlier` are those that ran elsewhere."""
-
-    def __init__(self, earlier: Sequence[StageTiming] = ()) -> None:
-        self.stages = list(earlier)
-        self._earlier = {stage.name for stage in earlier}
-
-    def started(self, name: str) -> None:
-        """Nothing to keep yet."""
-
-    def progressed(self, name: str, fraction: float, note: str) -> None:
-        """Only the end counts."""
-
-    def finished(self, timing: StageTiming) -> None:
-        if timing.name not in self._earlier:
-            self.stages.append(timing)
-
-
-@contextmanager
-def timed(name: str) -> Iterator[Callable[[], None]]:
-    """Tell the observers of a stage from its start to its end; call what it gives when the result was there already."""
-    hits: list[bool] = []
-    for observer in _observers.get():
-        observer.started(name)
-    begun = time.perf_counter()
-    yield lambda: hits.append(True)
-    timing = StageTiming(name=name, seconds=round(time.perf_counter() - begun, 3), cached=bool(hits))
-    for observer in _observers.get():
-        observer.finished(timing)
 
 
 class Stage(Generic[P, R]):
@@ -178,11 +108,6 @@ class Stage(Generic[P, R]):
         body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         del body.__wrapped__
         return body
-
-
-def in_flow() -> bool:
-    """Whether a Prefect flow runs here."""
-    return FlowRunContext.get() is not None
 
 
 def stage(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.running import S3, CommandLine, prefect, seaweedfs
-from tests.integration.stack import Running, started
 from tests.integration.test_trellis_run import gpu_environment
+from tests.support.running import S3, CommandLine, prefect, seaweedfs
+from tests.support.running_stack import Running, started
 from tests.synthetic import make_capture
 
 VIEWS, SIZE = 8, 96

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage.measure import marching_cubes
 
-from tasks.capture.cameras import Camera
-from tasks.render import Hits, RayScene, Rendering, render
+from tasks.capture.camera import Camera
+from tasks.geometry.render import Hits, RayScene, Rendering, render
 
 Points = NDArray[np.floating]
 Field = Callable[[Points], NDArray[np.floating]]

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from tasks.capture.layout import MANIFEST, MARKER, belongs, declared_files, pair
 from tasks.capture.listing import Listing
-from tasks.storage import Location
+from tasks.store.location import Location
 
 _NAMED_AT_MOST = 3
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BaseModel, Field, StringConstraints
 
-from tasks.storage import FileEntry
+from tasks.store.location import FileEntry
 
 VIEWS, DEPTH, TRANSFORMS, MANIFEST, MARKER = "views", "depth", "transforms.json", "manifest.json", "_COMPLETE"
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})

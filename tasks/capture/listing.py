@@ -25,8 +25,8 @@ from tasks.capture.layout import (
 )
 from tasks.errors import InputError
 from tasks.settings import PIPELINE_VERSION, Parameters
-from tasks.storage import Location
-from tasks.store import cache_key
+from tasks.store.location import Location
+from tasks.store.results import cache_key
 
 _PARALLEL_READS = 16
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from tasks.capture.cameras import Camera
+from tasks.capture.camera import Camera
 
 # Alpha from here on is foreground: the pixel's larger part is the object.
 _ALPHA_FOREGROUND = 128

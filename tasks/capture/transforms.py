@@ -19,7 +19,7 @@ from annotated_types import Gt, Lt
 from numpy.typing import NDArray
 from pydantic import BaseModel, FiniteFloat, PositiveInt, ValidationError
 
-from tasks.capture.cameras import Camera
+from tasks.capture.camera import Camera
 from tasks.capture.layout import IMAGE_SUFFIXES, TRANSFORMS, VIEWS, Layout, Reader, leaves_folder
 from tasks.errors import Problem
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.capture import masks
-from tasks.capture.cameras import Camera
+from tasks.capture.camera import Camera
 from tasks.capture.images import DecodeError, DepthMap, Picture, decode_depth, decode_picture
 from tasks.capture.layout import Reader, ViewFiles, pair
 from tasks.capture.transforms import Cameras, load_cameras

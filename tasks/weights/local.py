@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from tasks.errors import StorageError, WeightsCorrupt, WeightsMissing
 from tasks.settings import settings
-from tasks.storage import Manifest, file_sha256, storage_errors, take_place, working_folder, write_atomically
+from tasks.store.location import Manifest, file_sha256, storage_errors, take_place, working_folder, write_atomically
 from tasks.weights.origins import Origin, origin, persistent
 from tasks.weights.pins import Bundle, Source, WeightFile
 

@@ -11,7 +11,7 @@ import httpx
 
 from tasks.errors import Capture2MeshError, InputError, StorageError, StorageUnavailable, WeightsCorrupt, WeightsMissing
 from tasks.settings import settings
-from tasks.storage import MEBIBYTE, Location, storage_errors
+from tasks.store.location import MEBIBYTE, Location, storage_errors
 from tasks.weights.pins import Source, WeightFile
 
 MIRROR_CHUNK = 8 * MEBIBYTE

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tasks.errors import InputError
 from tasks.settings import settings
-from tasks.storage import FileEntry, sha256_of
-from tasks.store import cache_key
+from tasks.store.location import FileEntry, sha256_of
+from tasks.store.results import cache_key
 
 LAYOUT_VERSION = "1"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

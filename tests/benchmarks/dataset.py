@@ -88,8 +88,8 @@ def _measured(name: str, folder: Path) -> None:
     """The loop or the batch, in a process of its own."""
     use_store(folder / name)
     from flows.batch import _whole, work_through
-    from tasks.inference.infer import resolve_engine
-    from tasks.plan import plan
+    from tasks.dataset.plan import plan
+    from tasks.inference.registry import resolve_engine
     from tasks.settings import Parameters
 
     engine, parameters, output = resolve_engine("fusion"), Parameters(), str(folder / name / "out")
@@ -122,14 +122,15 @@ def overhead(folder: Path) -> None:
     use_store(folder)
     os.environ |= {"PREFECT_HOME": str(folder / "prefect"), "CAPTURE2MESH_BATCH_PROCESSES": "1"}
     os.environ |= {"PREFECT_LOGGING_LEVEL": "WARNING", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
-    from flows import batch, ephemeral
+    from flows import batch
+    from flows.cli import own_server
     from tests.synthetic import make_capture
 
     make_capture(folder / "first", "sphere", views=3, size=32)
     for index in range(TIMED_CAPTURES):
         shutil.copytree(folder / "first", folder / "in" / f"{index:04}")
     batch._whole = _one_second  # type: ignore[assignment]
-    ephemeral.start_server()
+    own_server.start_server()
     begun = time.perf_counter()
     assert batch.batch(str(folder / "in"), str(folder / "out"), "fusion") == {"normal": TIMED_CAPTURES}
     seconds = time.perf_counter() - begun
@@ -140,12 +141,12 @@ def overhead(folder: Path) -> None:
 def planning(folder: Path) -> None:
     use_store(folder)
     from tasks.capture.listing import list_captures, upload_key
-    from tasks.inference.infer import resolve_engine
-    from tasks.plan import plan
+    from tasks.dataset.plan import plan
+    from tasks.inference.registry import resolve_engine
     from tasks.settings import Parameters
-    from tasks.storage import Location
-    from tests.integration.running import seaweedfs
-    from tests.published import mark_published
+    from tasks.store.location import Location
+    from tests.support.published import mark_published
+    from tests.support.running import seaweedfs
 
     engine, parameters = resolve_engine("fusion"), Parameters()
     paths = ["transforms.json"] + [f"{kind}/{index}.png" for kind in ("views", "depth") for index in range(FILES // 2)]
@@ -183,8 +184,8 @@ def _shard(folder: str) -> None:
     use_store(Path(folder))
     os.environ |= {"CAPTURE2MESH_BATCH_PROCESSES": "1"}
     from flows import batch
-    from tasks.inference.infer import resolve_engine
-    from tasks.plan import plan
+    from tasks.dataset.plan import plan
+    from tasks.inference.registry import resolve_engine
     from tasks.settings import Parameters
 
     batch._whole = _publish_after  # type: ignore[assignment]
@@ -195,8 +196,8 @@ def _shard(folder: str) -> None:
 
 def _publish_after(capture: object, output: str, *_: object) -> object:
     """Hold the GPU, then let others see that it is done."""
-    from tasks.plan import Planned
-    from tests.published import mark_published
+    from tasks.dataset.plan import Planned
+    from tests.support.published import mark_published
 
     assert isinstance(capture, Planned)
     result = _hold_the_gpu()

@@ -108,7 +108,7 @@ def make_capture(folder: Path, seed: int) -> None:
     """The forced object, some 0.25 m across, in colours and from cameras of its own."""
     import numpy as np
 
-    from tasks.render import RayScene, render
+    from tasks.geometry.render import RayScene, render
     from tests.benchmarks.forced_geometry.sitecustomize import FREQUENCY, RADIUS, WAVE
     from tests.synthetic import OBJECT_CENTRE, field_mesh, orbit_cameras, pattern, solid_colours, write_capture
 
@@ -137,7 +137,7 @@ def make_captures(folder: Path, count: int) -> None:
 
 def observe_requests(measured: Measured) -> None:
     """From now on every request of this process to the model is kept."""
-    from tasks.inference.trellis import TrellisProcess
+    from tasks.inference.trellis.trellis_engine import TrellisProcess
 
     ask = TrellisProcess.request
 
@@ -159,8 +159,8 @@ def observe_requests(measured: Measured) -> None:
 
 def loop(dataset: Path, output: Path, exporter: Any) -> None:
     from flows.batch import _whole
-    from tasks.inference.infer import TRELLIS, resolve_engine
-    from tasks.plan import plan
+    from tasks.dataset.plan import plan
+    from tasks.inference.registry import TRELLIS, resolve_engine
     from tasks.settings import ExportParameters, Parameters
 
     engine, parameters = resolve_engine("trellis"), Parameters(export=ExportParameters(exporter=exporter))
@@ -170,9 +170,9 @@ def loop(dataset: Path, output: Path, exporter: Any) -> None:
 
 
 def batch(dataset: Path, output: Path, exporter: Any) -> None:
+    from flows.cli.own_server import start_server
     from flows.dataset import reconstruct_dataset
-    from flows.ephemeral import start_server
-    from tasks.inference.infer import TRELLIS
+    from tasks.inference.registry import TRELLIS
     from tasks.settings import ExportParameters, Parameters
 
     start_server()

@@ -22,10 +22,10 @@ from scipy.spatial import cKDTree
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tasks.export import glb_of
-from tasks.render import sample_texture
-from tasks.surface import repair, simplify, solidify
-from tasks.texture import Unwrapped, VertexColours, bake, unwrap
+from tasks.geometry.mesh_repair import repair, simplify, solidify
+from tasks.geometry.render import sample_texture
+from tasks.geometry.texture import Unwrapped, VertexColours, bake, unwrap
+from tasks.mesh.export import glb_of
 from tests.synthetic import OBJECT_CENTRE, OBJECT_HALF, Points, bowl, chamfer, field_mesh, pattern
 
 CELLS = 260  # along the object: gives 656k faces

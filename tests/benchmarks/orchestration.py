@@ -21,10 +21,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from infra.processes import PART, environments
 from infra.stack import Stack
-from tests.integration.running import ROOT, SMALL, assignments, wait_for
-from tests.integration.stack import PASSWORD, Running, started
+from infra.stack_members import PART, environments
+from tests.support.running import ROOT, SMALL, assignments, wait_for
+from tests.support.running_stack import PASSWORD, Running, started
 
 REPEATS = 5
 FAR = 7200

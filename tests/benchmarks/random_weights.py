@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tasks.storage import Manifest, file_sha256
+from tasks.store.location import Manifest, file_sha256
 from tasks.weights.pins import Bundle, Source, WeightFile, declared
 
 PIPELINE, VGGT = "Stable-X/trellis-vggt-v0-2", "Stable-X/vggt-object-v0-1"

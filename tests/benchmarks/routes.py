@@ -14,11 +14,11 @@ from trimesh.visual.material import PBRMaterial
 from trimesh.visual.texture import TextureVisuals
 
 from tasks.capture.views import View, load_views
-from tasks.inference.fusion import fuse
-from tasks.render import RayScene, render
+from tasks.geometry.mesh_repair import repair, simplify
+from tasks.geometry.render import RayScene, render
+from tasks.geometry.texture import bake, unwrap
+from tasks.inference.fusion.volume import fuse
 from tasks.settings import FusionParameters
-from tasks.surface import repair, simplify
-from tasks.texture import bake, unwrap
 from tests.synthetic import SUPERSAMPLE, chamfer, f_score, psnr
 
 FACES = 20_000

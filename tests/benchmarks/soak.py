@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.integration.running import TIMEOUT, CommandLine, free_ports, kill_group, prefect
 from tests.integration.test_dataset_kill import arguments, assert_alone, leftovers, machine, processes_of, published
+from tests.support.running import TIMEOUT, CommandLine, free_ports, kill_group, prefect
 from tests.synthetic import SHAPES, make_capture
 
 KILLS, CAPTURES = 20, 12

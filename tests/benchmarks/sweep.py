@@ -12,14 +12,14 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from flows.submit import Submitter
 from flows.sweep import submit_all
+from flows.uploads.submit import Submitter
 from tasks.capture.completeness import StorageState
 from tasks.capture.listing import list_captures, upload_key
 from tasks.settings import Parameters
-from tasks.storage import Location
+from tasks.store.location import Location
 from tests.integration.test_uploads import WHOLE, at_home
-from tests.published import mark_published
+from tests.support.published import mark_published
 
 THREADS = 16
 

@@ -62,7 +62,7 @@ def measure(views: Sequence[View], scratch: Path) -> Iterator[dict[str, float]]:
 
     ready: from the call until the model starts on the views. ours: of a warm call, all but preprocess and run.
     """
-    from tasks.inference.trellis import Trellis, runtime_here
+    from tasks.inference.trellis.trellis_engine import Trellis, runtime_here
     from tasks.settings import InferParameters
 
     engine = Trellis(lambda: replace(runtime_here(), scratch=scratch))

@@ -23,9 +23,9 @@ sys.path.insert(0, str(ROOT))
 
 from infra.stack import Stack, StackSettings  # noqa: E402
 from tests.integration import test_uploads_at_once as at_once  # noqa: E402
-from tests.integration.running import wait_for  # noqa: E402
-from tests.integration.stack import ENDED  # noqa: E402
 from tests.integration.test_trellis_run import views_only  # noqa: E402
+from tests.support.running import wait_for  # noqa: E402
+from tests.support.running_stack import ENDED  # noqa: E402
 from tests.synthetic import make_capture  # noqa: E402
 
 VIEWS, SIZE, UPLOADS, MANY = 8, 96, 15, 1000

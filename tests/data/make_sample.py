@@ -11,8 +11,8 @@ import numpy as np
 import trimesh
 from numpy.typing import NDArray
 
-from tasks.capture.cameras import Camera
-from tasks.render import Hits, RayScene, render
+from tasks.capture.camera import Camera
+from tasks.geometry.render import Hits, RayScene, render
 from tests.synthetic import SUPERSAMPLE, Points, Truth, cameras_around, field_mesh, write_capture
 
 FOLDER = Path(__file__).parent / "mug"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.integration.running import STAGES, TIMEOUT, CommandLine, Finished, kill_group, post, snapshot, task_runs
+from tests.support.running import STAGES, TIMEOUT, CommandLine, Finished, kill_group, post, snapshot, task_runs
 
 NAME = "shown"
 # a concurrency limit may be set on it; the other stages need none

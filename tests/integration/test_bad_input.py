@@ -31,8 +31,8 @@ from flows.__main__ import app
 from tasks.report import Report
 from tasks.settings import settings
 from tasks.stage import _records
-from tasks.store import store
-from tests.integration.running import ROOT, CommandLine, Finished, assert_whole
+from tasks.store.results import store
+from tests.support.running import ROOT, CommandLine, Finished, assert_whole
 
 VIEW, OTHER, DEPTH, CAMERAS = "views/view_003.png", "views/view_005.png", "depth/view_003.png", "transforms.json"
 BOMB_SIDE = 100_000
@@ -273,9 +273,9 @@ def test_decompression_bomb_takes_no_memory(damaged: Path) -> None:
     bomb(damaged)
     check = (
         "import resource, sys\n"
-        "from tasks.capture.checks import Needs, examine\n"
+        "from tasks.capture.capture_checks import Needs, examine\n"
         "from tasks.errors import CaptureRefused\n"
-        "from tasks.storage import entries_of\n"
+        "from tasks.store.location import entries_of\n"
         "from pathlib import Path\n"
         "root = Path(sys.argv[1])\n"
         "try:\n"

@@ -17,8 +17,8 @@ from playwright.sync_api import Browser, Locator, expect, sync_playwright
 from playwright.sync_api import TimeoutError as NotThere
 
 from infra.stack import Stack
-from tests.integration.running import ROOT, wait_for
-from tests.integration.stack import PASSWORD, Running
+from tests.support.running import ROOT, wait_for
+from tests.support.running_stack import PASSWORD, Running
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [pytest.mark.system, pytest.mark.skipif(CHROMIUM is None, reason="no chromium")]

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tasks.report import Report
-from tasks.storage import file_sha256
-from tests.integration.running import (
+from tasks.store.location import file_sha256
+from tests.support.running import (
     ROOT,
     STAGES,
     CommandLine,

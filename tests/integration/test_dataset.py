@@ -19,16 +19,17 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
 import flows.batch
 import tasks.stage
 from flows.dataset import reconstruct_dataset
-from tasks.dataset_report.publish import DatasetReport
-from tasks.dataset_report.rows import Record
+from tasks.dataset.dataset_report import DatasetReport
+from tasks.dataset.plan import Plan, plan
+from tasks.dataset.rows import Record
 from tasks.errors import EngineUnavailable, WeightsUnavailable
-from tasks.inference.infer import TRELLIS
-from tasks.ledger import Failure
-from tasks.plan import Plan, plan
-from tasks.publish import Latest
+from tasks.inference.registry import TRELLIS
+from tasks.mesh.publish import Latest
 from tasks.settings import Parameters, settings
-from tasks.store import store
-from tests.integration.running import (
+from tasks.store.claims import Failure
+from tasks.store.results import store
+from tests.integration.test_trellis_run import gpu_environment, views_only
+from tests.support.running import (
     SMALL,
     STAGES,
     TIMEOUT,
@@ -43,8 +44,7 @@ from tests.integration.running import (
     task_runs,
     wait_for,
 )
-from tests.integration.stack import parameters
-from tests.integration.test_trellis_run import gpu_environment, views_only
+from tests.support.running_stack import parameters
 from tests.synthetic import make_capture
 
 pytestmark = pytest.mark.system

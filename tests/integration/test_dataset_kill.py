@@ -18,8 +18,8 @@ import pytest
 from prefect import flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tasks.dataset_report.publish import DatasetReport
-from tests.integration.running import (
+from tasks.dataset.dataset_report import DatasetReport
+from tests.support.running import (
     ROOT,
     S3,
     SMALL,
@@ -33,7 +33,7 @@ from tests.integration.running import (
     running,
     wait_for,
 )
-from tests.integration.stack import read
+from tests.support.running_stack import read
 from tests.synthetic import make_capture
 
 pytestmark = pytest.mark.system
@@ -87,7 +87,7 @@ def assert_alone(folder: Path, seconds: float) -> None:
 
 def leftovers(flows: CommandLine) -> list[Path]:
     """What a run works in before it renames."""
-    return [path for root in (flows.store, flows.output) for path in root.rglob(".*")]
+    return [path for root in (flows.cli.store_commands, flows.output) for path in root.rglob(".*")]
 
 
 def completed(flows: CommandLine, dataset: Path) -> DatasetReport:
@@ -138,7 +138,12 @@ def test_cancelled_run_ends_soon_and_is_held_against_nothing(
         process = flows.start(*arguments(dataset, flows.output))
         try:
             more = before + 2
-            wait_for("work", lambda more=more: len(list(flows.store.glob("*/*/manifest.json"))) >= more, TIMEOUT, 0.05)
+            wait_for(
+                "work",
+                lambda more=more: len(list(flows.store.glob("*/*/manifest.json"))) >= more,
+                TIMEOUT,
+                0.05,
+            )
             process.send_signal(number)
             _, stderr = process.communicate(timeout=CANCEL_SECONDS)
             assert process.returncode != 0
@@ -193,7 +198,7 @@ def machines(s3: S3, tmp_path: Path) -> Iterator[Machines]:
         with temporary_settings(updates={PREFECT_API_URL: server}):
             template = json.loads((ROOT / "infra" / "cuda-pool.json").read_text())
             post(server, "/work_pools/", name="cuda", type="process", base_job_template=template)
-            source = flow.from_source(source=str(ROOT), entrypoint="tests/short_leases.py:batch")
+            source = flow.from_source(source=str(ROOT), entrypoint="tests/support/short_leases.py:batch")
             source.deploy("cuda", work_pool_name="cuda", parameters={"engine": "fusion"}, print_next_steps=False)
         for number in range(2):
             own = CommandLine(tmp_path / f"machine-{number}", server, env)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 
-from tasks.dataset_report.page import Totals, page
-from tasks.dataset_report.rows import Row, csv, jsonl
-from tests.published import FACES, failed_row, publish_files, published_row, refused_row
+from tasks.dataset.page import Totals, page
+from tasks.dataset.rows import Row, csv, jsonl
+from tests.support.published import FACES, failed_row, publish_files, published_row, refused_row
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [

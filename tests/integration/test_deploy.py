@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from infra.deploy import AUTOMATIONS, QUEUES, Server
-from tests.integration.running import ROOT, clean_environment, prefect
+from tests.support.running import ROOT, clean_environment, prefect
 
 pytestmark = pytest.mark.system
 

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from tasks.doctor import Check, can_run, checks, table
 from tasks.errors import WeightsMissing
-from tasks.inference.trellis import Runtime
-from tasks.storage import Location
+from tasks.inference.trellis.trellis_engine import Runtime
+from tasks.store.location import Location
 from tests.integration.test_trellis_process import STAND_IN
 
 PACKAGES = ["spconv/pytorch", "flash_attn", "nvdiffrast/torch", "diff_gaussian_rasterization"]

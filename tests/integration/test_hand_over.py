@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tasks.report import Report
-from tests.integration.running import (
+from tests.integration.test_trellis_run import gpu_environment, views_only
+from tests.support.running import (
     ROOT,
     SMALL,
     STAGES,
@@ -25,7 +26,6 @@ from tests.integration.running import (
     running,
     wait_for,
 )
-from tests.integration.test_trellis_run import gpu_environment, views_only
 
 pytestmark = pytest.mark.system
 

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from infra.deploy import AUTOMATIONS
-from infra.processes import members
 from infra.stack import SAMPLE, Stack
-from tests.integration.postgresql import postgresql
-from tests.integration.running import STAGES, wait_for
-from tests.integration.stack import PATIENCE, Running, parameters, read, started
+from infra.stack_members import members
 from tests.integration.test_trellis_run import views_only
+from tests.support.postgresql import postgresql
+from tests.support.running import STAGES, wait_for
+from tests.support.running_stack import PATIENCE, Running, parameters, read, started
 
 pytestmark = pytest.mark.system
 

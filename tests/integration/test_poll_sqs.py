@@ -11,10 +11,10 @@ from uuid import uuid4
 import pytest
 from botocore.session import get_session
 
-from flows.poll_sqs import Queue, take
+from flows.uploads.poll_sqs import Queue, take
 from tasks.errors import InputError, ServerUnavailable, StorageError
-from tests.integration.running import clean_environment, free_ports, running, wait_for, wait_until_served
-from tests.notices import AWS_TEST, Body, aws, eventbridge, sns
+from tests.support.notices import AWS_TEST, Body, aws, eventbridge, sns
+from tests.support.running import clean_environment, free_ports, running, wait_for, wait_until_served
 
 WATCHED = "s3://captures"
 VISIBILITY_SECONDS = 1
@@ -63,8 +63,8 @@ def sqs(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Sqs:
         monkeypatch.setenv(name, "any")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # of the buckets
-    monkeypatch.setattr("flows.poll_sqs.LONG_POLL_SECONDS", 3 * VISIBILITY_SECONDS)
-    monkeypatch.setattr("flows.poll_sqs.FIRST_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("flows.uploads.poll_sqs.LONG_POLL_SECONDS", 3 * VISIBILITY_SECONDS)
+    monkeypatch.setattr("flows.uploads.poll_sqs.FIRST_WAIT_SECONDS", 0.1)
     return Sqs(endpoint, uuid4().hex)
 
 

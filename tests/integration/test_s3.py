@@ -13,11 +13,11 @@ import httpx
 import pytest
 import s3fs
 
-from tasks.publish import Latest, _move_latest
+from tasks.mesh.publish import Latest, _move_latest
 from tasks.settings import settings
-from tasks.storage import Location
-from tasks.store import Store, StoredResult
-from tests.integration.running import (
+from tasks.store.location import Location
+from tasks.store.results import Store, StoredResult
+from tests.support.running import (
     S3,
     STAGES,
     TIMEOUT,

@@ -12,8 +12,8 @@ import pytest
 import s3fs
 
 from infra.stack import Stack
-from tests.integration.running import ROOT, free_ports, wait_for
-from tests.integration.stack import PASSWORD, PATIENCE, Running, read
+from tests.support.running import ROOT, free_ports, wait_for
+from tests.support.running_stack import PASSWORD, PATIENCE, Running, read
 
 pytestmark = pytest.mark.system
 

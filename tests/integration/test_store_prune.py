@@ -17,16 +17,16 @@ from typing import Any
 
 import pytest
 import s3fs
+from flows.store import _oldest_running, _size
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-import tasks.store
-from flows.store import _oldest_running, _size
+import tasks.store.results
 from tasks.errors import StorageUnavailable
-from tasks.retention import abandoned_before, chosen, inventory, protected_from, remove
 from tasks.settings import settings
-from tasks.storage import Location
-from tasks.store import Store, StoredResult, cache_key
-from tests.integration.running import S3, STAGES, CommandLine, kill_group, post, snapshot
+from tasks.store.location import Location
+from tasks.store.results import Store, StoredResult, cache_key
+from tasks.store.retention import abandoned_before, chosen, inventory, protected_from, remove
+from tests.support.running import S3, STAGES, CommandLine, kill_group, post, snapshot
 
 KEY = "0f" * 32
 LOST = "ba9876543210"
@@ -187,7 +187,7 @@ def keys_of_worker(s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
     """This process has the worker's keys, and each use of an entry is written."""
     for name, value in {**s3.env, "CAPTURE2MESH_SCRATCH": str(tmp_path / "scratch")}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(tasks.store, "TOUCH_AFTER", timedelta(0))
+    monkeypatch.setattr(tasks.store.results, "TOUCH_AFTER", timedelta(0))
     settings.cache_clear()
     yield
     settings.cache_clear()

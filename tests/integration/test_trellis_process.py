@@ -26,10 +26,10 @@ from tasks.errors import (
     OutOfMemory,
     WeightsMissing,
 )
-from tasks.inference.trellis import Runtime, Trellis, TrellisOutput
+from tasks.inference.trellis.trellis_engine import Runtime, Trellis, TrellisOutput
 from tasks.settings import InferParameters
 
-STAND_IN = Path(__file__).parents[1] / "trellis_stand_in"
+STAND_IN = Path(__file__).parents[1] / "support" / "trellis_stand_in"
 COLOUR = (200, 100, 50)
 END_SECONDS = 10.0
 
@@ -339,7 +339,7 @@ def test_the_process_dies_with_its_parent(hang: str, tmp_path: Path) -> None:
     program = f"""
         import threading, time
         from pathlib import Path
-        from tasks.inference.trellis import Runtime, Trellis
+        from tasks.inference.trellis.trellis_engine import Runtime, Trellis
         from tests.integration.test_trellis_process import asked, silent, views
 
         faults = {{"STAND_IN_HANG": {hang!r}}}
@@ -351,7 +351,7 @@ def test_the_process_dies_with_its_parent(hang: str, tmp_path: Path) -> None:
     """
     parent = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=STAND_IN.parents[1],
+        cwd=STAND_IN.parents[2],
         stdout=subprocess.PIPE,
         text=True,
     )

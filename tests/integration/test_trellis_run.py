@@ -14,10 +14,11 @@ import pytest
 import trimesh
 from PIL import Image
 
-from tasks.export import CAPTURE_TO_GLTF
-from tasks.render import RayScene, render
-from tasks.storage import sha256_of
-from tests.integration.running import (
+from tasks.geometry.render import RayScene, render
+from tasks.mesh.export import CAPTURE_TO_GLTF
+from tasks.store.location import sha256_of
+from tests.integration.test_trellis_process import STAND_IN
+from tests.support.running import (
     STAGES,
     TIMEOUT,
     CommandLine,
@@ -27,7 +28,6 @@ from tests.integration.running import (
     kill_group,
     wait_for,
 )
-from tests.integration.test_trellis_process import STAND_IN
 from tests.synthetic import make_capture, orbit_cameras, pattern, solid_colours, write_capture
 
 pytestmark = pytest.mark.system

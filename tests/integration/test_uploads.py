@@ -26,14 +26,16 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.context import refresh_global_settings_context
 
 from flows.reconstruct import reconstruct
-from flows.submit import Submission, Submitter
 from flows.sweep import submit_all
+from flows.uploads.submit import Submission, Submitter
 from tasks.capture.completeness import StorageState
 from tasks.capture.listing import list_captures
 from tasks.settings import Parameters, settings
-from tasks.storage import Location
-from tasks.store import store
-from tests.integration.running import (
+from tasks.store.location import Location
+from tasks.store.results import store
+from tests.support.notices import DIALECTS, aws
+from tests.support.published import mark_published
+from tests.support.running import (
     ROOT,
     S3,
     ask,
@@ -46,8 +48,6 @@ from tests.integration.running import (
     wait_for,
     wait_until_served,
 )
-from tests.notices import DIALECTS, aws
-from tests.published import mark_published
 
 pytestmark = pytest.mark.system
 
@@ -302,7 +302,7 @@ def test_quiet_period_is_by_the_clock_of_the_storage(
         def now(cls, tz: Any = None) -> Wrong:
             return cls(2040, 1, 1, tzinfo=tz)
 
-    for module in "tasks.storage", "tasks.ledger", "flows.submit":
+    for module in "tasks.store.location", "tasks.store.claims", "flows.uploads.submit":
         monkeypatch.setattr(f"{module}.datetime", Wrong)
     house.put("quiet", FILES)
     assert swept(submitter, "quiet").state == "incomplete"
@@ -366,7 +366,7 @@ def test_run_that_could_not_say_why_it_failed(
     house: House, submitter: Submitter, monkeypatch: pytest.MonkeyPatch, state: str, final: bool
 ) -> None:
     """A crash counts against its capture; a run that never began with it does not."""
-    monkeypatch.setattr("tasks.ledger.RETRY_BASE", timedelta(0))
+    monkeypatch.setattr("tasks.store.claims.RETRY_BASE", timedelta(0))
     name = state.lower()
     house.put(name, WHOLE)
     house.run(name)

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from infra.stack import Stack
-from tests.integration.running import wait_for
-from tests.integration.stack import ENDED, Running, started
 from tests.integration.test_trellis_run import gpu_environment, views_only
+from tests.support.running import wait_for
+from tests.support.running_stack import ENDED, Running, started
 
 pytestmark = pytest.mark.system
 

@@ -25,22 +25,22 @@ from prefect.settings import (
 )
 
 from tasks.errors import InputError, StorageError, StorageUnavailable, WeightsCorrupt, WeightsMissing
+from tasks.progress import Timings, observed_by
 from tasks.settings import settings
-from tasks.stage import Timings, observed_by
-from tasks.storage import Manifest
+from tasks.store.location import Manifest
 from tasks.weights import origins
+from tasks.weights.fetch_weights import fetch_weights
 from tasks.weights.local import environment, fetch, find, verify
 from tasks.weights.pinning import pin
 from tasks.weights.pins import Bundle, Weights, bundle, declared
-from tasks.weights.stages import fetch_weights
-from tests.integration.hub import Hub, serving
-from tests.integration.running import ROOT, S3, clean_environment, kill_group, snapshot, task_runs, wait_for
+from tests.support.hub import Hub, serving
+from tests.support.running import ROOT, S3, clean_environment, kill_group, snapshot, task_runs, wait_for
 
 MODEL, CODE, MASKS = "org/model", "org/code", "org/masks"
 BIG, SMALL, DECODER = "ckpts/flow.safetensors", "pipeline.json", "ckpts/dec.safetensors"
 CUT = 100_000
 TOKEN = "hf_aSecretThatNobodyPrints"
-COMMAND = [sys.executable, "-m", "flows.weights"]
+COMMAND = [sys.executable, "-m", "flows.cli.weights_commands"]
 TIMEOUT = 60
 
 

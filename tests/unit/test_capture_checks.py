@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from tasks.capture.checks import Needs, check_manifest
+from tasks.capture.capture_checks import Needs, check_manifest
 from tasks.errors import CaptureRefused, Problem
-from tests.tiny import (
+from tests.support.tiny import (
     FUSION,
     SIZE,
     TRELLIS,

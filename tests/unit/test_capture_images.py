@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.capture.images import DecodeError, decode_depth, decode_picture
-from tests.tiny import encoded
+from tests.support.tiny import encoded
 
 LIMIT = 1_000_000
 METRES = np.array([[0.0, 0.5, 1.0], [1.5, 2.0, 0.25]], np.float32)

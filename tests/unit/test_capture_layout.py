@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from tasks.capture.layout import belongs, declared_files, digest, leaves_folder, pair
-from tasks.storage import FileEntry
+from tasks.store.location import FileEntry
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from tasks.capture.layout import capture_of
 from tasks.capture.listing import Listing, list_capture, list_captures, upload_key
 from tasks.errors import InputError
 from tasks.settings import ExportParameters, Parameters
-from tasks.storage import sha256_of
-from tests.integration.running import S3
+from tasks.store.location import sha256_of
+from tests.support.running import S3
 
 FILES = ("views/a.png", "views/b.jpg", "depth/a.png", "transforms.json")
 LITTER = (".DS_Store", "views/.DS_Store", "views/._a.png", "views/Thumbs.db", "views/desktop.ini", "views/.a.png.swp")

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from tasks.capture import masks
+from tasks.capture.contact_sheet import contact_sheet
 from tasks.capture.images import DecodeError
-from tasks.capture.sheet import contact_sheet
 from tasks.capture.views import View, load_views
-from tests.tiny import RADIUS, SIZE, Content, ball_depth, edited, encoded, ring, steps, tiny_capture
+from tests.support.tiny import RADIUS, SIZE, Content, ball_depth, edited, encoded, ring, steps, tiny_capture
 
 GOOD = tiny_capture()
 

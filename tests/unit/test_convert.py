@@ -10,9 +10,9 @@ import pytest
 import trimesh
 from PIL import Image
 
-from tasks.convert import convert, load_glb, write_obj, write_ply
-from tasks.export import glb_of
-from tasks.texture import unwrap
+from tasks.geometry.texture import unwrap
+from tasks.mesh.convert import convert, load_glb, write_obj, write_ply
+from tasks.mesh.export import glb_of
 
 TEXTURE_PX = 64
 

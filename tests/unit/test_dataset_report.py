@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from tasks.dataset_report.page import EMBED_BYTES, Totals, embeddable, page
-from tasks.dataset_report.rows import Row, csv, jsonl, reasons
-from tests.published import FACES, failed_row, published_row, refused_row, report
+from tasks.dataset.page import EMBED_BYTES, Totals, embeddable, page
+from tasks.dataset.rows import Row, csv, jsonl, reasons
+from tests.support.published import FACES, failed_row, published_row, refused_row, report
 
 EVIL = "<img src=x onerror=alert(1)>"
 BREAKING_OUT = "boom </script><script>alert(1)</script><!-- {{data}}"
@@ -189,7 +189,7 @@ def test_ten_thousand_captures_stay_one_small_page() -> None:
 
 
 def test_the_viewer_is_what_its_licence_file_says() -> None:
-    package = files("tasks.dataset_report")
+    package = files("tasks.dataset")
     licences = (package / "model-viewer.LICENSES").read_text()
     assert hashlib.sha256((package / "model-viewer.min.js").read_bytes()).hexdigest() in licences
     assert "Apache License" in licences and "MIT License" in licences and "Redistribution and use" in licences
@@ -199,8 +199,8 @@ def test_the_viewer_is_what_its_licence_file_says() -> None:
 def test_an_installed_distribution_has_the_pages_files() -> None:
     root = Path(__file__).parents[2]
     declared = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    there = [path.name for path in (root / "tasks" / "dataset_report").iterdir() if path.is_file()]
+    there = [path.name for path in (root / "tasks" / "dataset").iterdir() if path.is_file()]
     others = [name for name in there if not name.endswith(".py")]
     assert len(others) == 5
     for name in others:
-        assert any(fnmatch(name, pattern) for pattern in declared["tasks.dataset_report"]), name
+        assert any(fnmatch(name, pattern) for pattern in declared["tasks.dataset"]), name

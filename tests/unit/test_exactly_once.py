@@ -28,17 +28,17 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running, Scheduled
 
 import tasks.settings
-import tasks.store
-from flows.submit import Submitter
+import tasks.store.results
 from flows.sweep import submit_all
+from flows.uploads.submit import Submitter
 from tasks.capture.completeness import StorageState
 from tasks.capture.layout import declared_files
 from tasks.capture.listing import Listing, list_capture, list_captures, upload_key
 from tasks.errors import CaptureRefused, InferenceFailed, InputError, ServerUnavailable, StorageUnavailable
-from tasks.ledger import failures_recorded
-from tasks.publish import Latest, _move_latest
+from tasks.mesh.publish import Latest, _move_latest
 from tasks.settings import Parameters
-from tasks.storage import Location
+from tasks.store.claims import failures_recorded
+from tasks.store.location import Location
 
 CAPTURES = ("mug", "day 1/müg+%41")
 STYLES = ("manifest first", "manifest last", "marker", "quiet")
@@ -203,7 +203,7 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         yield patch
     tasks.settings.settings.cache_clear()
-    tasks.store.store.cache_clear()
+    tasks.store.results.store.cache_clear()
 
 
 def connected(patch: pytest.MonkeyPatch, world: World) -> Submitter:
@@ -217,12 +217,12 @@ def connected(patch: pytest.MonkeyPatch, world: World) -> Submitter:
     patch.setenv("CAPTURE2MESH_STORE", str(world.root / "store"))
     patch.setenv("CAPTURE2MESH_QUIET_SECONDS", str(QUIET_SECONDS))
     tasks.settings.settings.cache_clear()
-    tasks.store.store.cache_clear()
-    for module in "tasks.storage", "tasks.ledger", "flows.submit":
+    tasks.store.results.store.cache_clear()
+    for module in "tasks.store.location", "tasks.store.claims", "flows.uploads.submit":
         patch.setattr(f"{module}.datetime", Clock)
-    patch.setattr("flows.submit.require_server", lambda: None)
-    patch.setattr("flows.submit.get_client", lambda **_: world)
-    patch.setattr("flows.submit.emit_event", lambda *_, **__: None)
+    patch.setattr("flows.uploads.submit.require_server", lambda: None)
+    patch.setattr("flows.uploads.submit.get_client", lambda **_: world)
+    patch.setattr("flows.uploads.submit.emit_event", lambda *_, **__: None)
     Path(world.watched).mkdir()
     return Submitter(world.watched, world.output)
 

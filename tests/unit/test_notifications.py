@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flows.uploads.notifications import captures_of, created_objects
 from tasks.errors import InputError
-from tasks.notifications import captures_of, created_objects
-from tests import notices
-from tests.notices import AWS_TEST, DIALECTS, SNS_SUBSCRIPTION, Body
+from tests.support import notices
+from tests.support.notices import AWS_TEST, DIALECTS, SNS_SUBSCRIPTION, Body
 
 ODD_KEYS = [
     "mug/views/view_000.png",

@@ -13,16 +13,17 @@ import s3fs
 
 from flows.reconstruct import prepare
 from tasks.capture.listing import list_capture, upload_key
+from tasks.dataset.plan import Plan, Planned, plan
 from tasks.errors import CaptureRefused, EmptyResult, InputError, Problem, StorageUnavailable
-from tasks.inference.infer import EngineChoice, infer, resolve_engine
-from tasks.ledger import record_failure
-from tasks.plan import Plan, Planned, plan
+from tasks.inference.reconstruction import infer
+from tasks.inference.registry import EngineChoice, resolve_engine
 from tasks.settings import FusionParameters, InferParameters, Parameters, settings
-from tasks.storage import Location
-from tasks.store import store
-from tests.integration.running import S3, snapshot
-from tests.published import mark_published
-from tests.tiny import tiny_capture
+from tasks.store.claims import record_failure
+from tasks.store.location import Location
+from tasks.store.results import store
+from tests.support.published import mark_published
+from tests.support.running import S3, snapshot
+from tests.support.tiny import tiny_capture
 
 FUSION = resolve_engine("fusion")
 PARAMETERS = Parameters(infer=InferParameters(fusion=FusionParameters(max_voxels=32)))

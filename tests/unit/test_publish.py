@@ -12,19 +12,20 @@ from typing import Any
 
 import pytest
 
-from tasks.capture.checks import CaptureReport
-from tasks.capture.stages import Capture
-from tasks.convert import FormatFailure, Formats
-from tasks.export import Mesh
-from tasks.inference.infer import EngineChoice, Reconstruction
-from tasks.publish import Latest, Results, is_published, publish, run_key
+from tasks.capture.capture_checks import CaptureReport
+from tasks.capture.stage_capture import Capture
+from tasks.inference.reconstruction import Reconstruction
+from tasks.inference.registry import EngineChoice
+from tasks.mesh.convert import FormatFailure, Formats
+from tasks.mesh.export import Mesh
+from tasks.mesh.publish import Latest, Results, is_published, publish, run_key
+from tasks.mesh.validate import MeshReport
 from tasks.report import Check, MeshSummary, Report
 from tasks.settings import Parameters, settings
-from tasks.storage import Location, sha256_of
-from tasks.store import StoredResult, store
-from tasks.validate import MeshReport
+from tasks.store.location import Location, sha256_of
+from tasks.store.results import StoredResult, store
 from tasks.weights.pins import Weights
-from tests.integration.running import assert_published, contents_of, snapshot
+from tests.support.running import assert_published, contents_of, snapshot
 
 FILES = {"mesh.glb": b"glb", "mesh.obj": b"obj", "previews/preview_000.png": b"picture"}
 UPLOAD = "upload"

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from starlette.testclient import TestClient
 
-from flows.receive import Rate, Submissions, service
+from flows.uploads.receive import Rate, Submissions, service
 from tasks.errors import InputError, ServerUnavailable, StorageError
 from tasks.settings import Settings
-from tests.notices import DIALECTS, aws
+from tests.support.notices import DIALECTS, aws
 
 TOKEN, SECRET = "token-0123456789", "secret-0123456789"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -171,7 +171,7 @@ def test_flood_of_forged_calls_keeps_nobody_out(calls: Calls) -> None:
 
 def test_rate_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("flows.receive.time.monotonic", lambda: now)
+    monkeypatch.setattr("flows.uploads.receive.time.monotonic", lambda: now)
     rate = Rate(60)
     assert [rate.take() for _ in range(61)] == [True] * 60 + [False]
     now = 2.0

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from tasks.capture.views import View
-from tasks.registration import MAX_STRAY, MIN_INLIERS, Registration, register
-from tasks.render import RayScene, render
+from tasks.geometry.registration import MAX_STRAY, MIN_INLIERS, Registration, register
+from tasks.geometry.render import RayScene, render
 from tests.benchmarks.routes import SAMPLE, load
 from tests.data.make_sample import mug_scene
 from tests.synthetic import make_capture, pattern, shape_mesh

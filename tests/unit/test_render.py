@@ -11,8 +11,8 @@ from PIL import Image
 from trimesh.visual.material import PBRMaterial
 from trimesh.visual.texture import TextureVisuals
 
-from tasks.capture.cameras import Camera
-from tasks.render import RayScene, depth_map, preview, render, sample_texture
+from tasks.capture.camera import Camera
+from tasks.geometry.render import RayScene, depth_map, preview, render, sample_texture
 from tests.synthetic import look_at
 
 RED, GREEN, BLUE, GREY = (220, 30, 30), (30, 220, 30), (30, 30, 220), (128, 128, 128)

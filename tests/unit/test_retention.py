@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import InputError, StorageUnavailable
-from tasks.retention import (
+from tasks.store.location import Location
+from tasks.store.results import Store, StoredResult, cache_key
+from tasks.store.retention import (
     IN_USE,
     Inventory,
     Item,
@@ -27,8 +29,6 @@ from tasks.retention import (
     size,
     sorted_out,
 )
-from tasks.storage import Location
-from tasks.store import Store, StoredResult, cache_key
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

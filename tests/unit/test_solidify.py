@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from tasks.surface import Faces, Vertices, sheets, solidify, volume, weld, winding_number, without_crumbs
+from tasks.geometry.mesh_repair import Faces, Vertices, sheets, solidify, volume, weld, winding_number, without_crumbs
 from tests.benchmarks.native_export import Dense, dense_mesh
 from tests.synthetic import chamfer
 

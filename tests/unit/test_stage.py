@@ -14,9 +14,10 @@ from prefect.testing.utilities import prefect_test_harness
 
 import tasks.stage
 from tasks.errors import InputError, StorageUnavailable
+from tasks.progress import StageTiming, Timings, observed_by
 from tasks.settings import settings
-from tasks.stage import Stage, StageTiming, Timings, observed_by, retried, stage
-from tasks.store import StoredResult, store
+from tasks.stage import Stage, retried, stage
+from tasks.store.results import StoredResult, store
 
 RETRIES = 2
 

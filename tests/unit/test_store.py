@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import InputError
-from tasks.storage import Location
-from tasks.store import Store, StoredResult, cache_key
+from tasks.store.location import Location
+from tasks.store.results import Store, StoredResult, cache_key
 
 STAGE, KEY = "export_glb", "0f" * 32
 THREADS = 8

@@ -12,8 +12,8 @@ import trimesh
 from numpy.typing import NDArray
 from PIL import Image
 
-from tasks.capture.cameras import Camera
-from tasks.render import render
+from tasks.capture.camera import Camera
+from tasks.geometry.render import render
 from tests.data import make_sample
 from tests.synthetic import (
     OBJECT_CENTRE,

@@ -10,11 +10,11 @@ import pytest
 import trimesh
 from numpy.typing import NDArray
 
-from tasks.capture.cameras import Camera
+from tasks.capture.camera import Camera
 from tasks.capture.views import View
-from tasks.render import Hits, RayScene, render, sample_texture
-from tasks.surface import face_normals, is_closed, repair, simplify, volume, weld
-from tasks.texture import Unwrapped, VertexColours, bake, unwrap, vertex_normals
+from tasks.geometry.mesh_repair import face_normals, is_closed, repair, simplify, volume, weld
+from tasks.geometry.render import Hits, RayScene, render, sample_texture
+from tasks.geometry.texture import Unwrapped, VertexColours, bake, unwrap, vertex_normals
 from tests.synthetic import fibonacci_sphere, look_at
 
 SIZE = 96

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from tasks.errors import InferenceFailed, InferenceTimeout, OutOfMemory
-from tasks.inference.splats import splat_ply
-from tasks.inference.trellis import Runtime, TrellisOutput
-from tasks.inference.trellis_process import Channel, Message, fault_of
+from tasks.inference.trellis.splats import splat_ply
+from tasks.inference.trellis.trellis_engine import Runtime, TrellisOutput
+from tasks.inference.trellis.trellis_process import Channel, Message, fault_of
 
 COUNT = 50
 INRIA = "x y z nx ny nz f_dc_0 f_dc_1 f_dc_2 opacity scale_0 scale_1 scale_2 rot_0 rot_1 rot_2 rot_3"

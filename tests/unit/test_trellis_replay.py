@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.inference.trellis_process import FEW_VALUES, _once, _replayed
+from tasks.inference.trellis.trellis_process import FEW_VALUES, _once, _replayed
 
 recording: list[list[Callable[[], object]]] = []
 

@@ -8,13 +8,13 @@ import trimesh
 from trimesh.visual.color import ColorVisuals
 
 from tasks.capture.views import load_views
-from tasks.convert import load_glb
-from tasks.export import CAPTURE_TO_GLTF, Mesh, glb_of
+from tasks.geometry.texture import unwrap
+from tasks.mesh.convert import load_glb
+from tasks.mesh.export import CAPTURE_TO_GLTF, Mesh, glb_of
+from tasks.mesh.validate import captured_points, checks_of, measure
 from tasks.report import Check, status_of
 from tasks.settings import Limits
-from tasks.texture import unwrap
-from tasks.validate import captured_points, checks_of, measure
-from tests.tiny import RADIUS, tiny_capture
+from tests.support.tiny import RADIUS, tiny_capture
 
 NO_POINTS = np.empty((0, 3), np.float32)
 LIMITS = Limits(min_vertices=100)

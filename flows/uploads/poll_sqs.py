@@ -1,0 +1,98 @@
+"""Notifications of AWS S3, taken from an SQS queue: a message is deleted when its captures have been submitted."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.session import get_session
+
+from flows.uploads.notifications import captures_of, created_objects
+from tasks.errors import Capture2MeshError, InputError, ServerUnavailable, StorageUnavailable
+from tasks.settings import Settings
+
+LONG_POLL_SECONDS = 20
+MESSAGES_AT_ONCE = 10  # the most that SQS gives
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
+PASSING = (ServerUnavailable, StorageUnavailable, BotoCoreError, ClientError)
+
+Submit = Callable[[str], object]
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+def poll(submit: Submit, settings: Settings) -> None:
+    """Take notifications for ever; raises InputError where a setting is missing or wrong."""
+    if not (settings.watched and settings.sqs_queue_url):
+        raise InputError("set CAPTURE2MESH_WATCHED (what is uploaded to) and CAPTURE2MESH_SQS_QUEUE_URL")
+    queue = Queue(settings.sqs_queue_url)
+    while True:
+        take(queue, submit, settings.watched)
+
+
+def take(queue: Queue, submit: Submit, watched: str) -> None:
+    """Take the next messages; returns without any after some seconds."""
+    for message in patiently(queue.receive):
+        try:
+            for capture in captures_of(created_objects(message["Body"]), watched):
+                # while Prefect or the storage is down a message is kept here: what goes back is put aside in the end
+                patiently(partial(submit, capture))
+        except Capture2MeshError as error:
+            log.error(
+                "message %s stays in the queue, whose redrive policy is to put it aside: %s",
+                message["MessageId"],
+                error,
+            )
+        else:
+            queue.delete(message)
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """What `call` gives, as soon as what it needs is up."""
+    wait = FIRST_WAIT_SECONDS
+    while True:
+        try:
+            return call()
+        except PASSING as error:
+            log.warning("%s; tried again in %.0f s", error, wait)
+            time.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+
+
+class Queue:
+    """A queue of SQS. What is received is given out again after its visibility timeout unless it is deleted."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        parts = urlsplit(url)
+        if not parts.hostname:
+            raise InputError(f"CAPTURE2MESH_SQS_QUEUE_URL {url}: is no URL; AWS shows it with the queue")
+        region = re.match(r"sqs\.([a-z0-9-]+)\.amazonaws\.com", parts.hostname)
+        self._client = get_session().create_client(
+            "sqs",
+            region_name=region.group(1) if region else None,
+            # AWS_ENDPOINT_URL may name another server, which has the buckets
+            endpoint_url=f"{parts.scheme}://{parts.netloc}",
+        )
+
+    def receive(self) -> list[dict[str, Any]]:
+        """Messages, none after some seconds without."""
+        answer = self._client.receive_message(
+            QueueUrl=self.url, MaxNumberOfMessages=MESSAGES_AT_ONCE, WaitTimeSeconds=LONG_POLL_SECONDS
+        )
+        messages: list[dict[str, Any]] = answer.get("Messages", [])
+        return messages
+
+    def delete(self, message: dict[str, Any]) -> None:
+        """Be done with a message. Where that fails it comes again, which does no harm."""
+        try:
+            self._client.delete_message(QueueUrl=self.url, ReceiptHandle=message["ReceiptHandle"])
+        except (BotoCoreError, ClientError) as error:
+            log.warning("queue %s: message %s could not be deleted: %s", self.url, message["MessageId"], error)

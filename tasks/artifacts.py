@@ -1,0 +1,117 @@
+"""What a run shows in the Prefect UI: the views of a capture, the report with its pictures, the mesh."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import Any
+from urllib.parse import quote
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+
+from tasks.capture.capture_checks import CaptureReport
+from tasks.capture.contact_sheet import CONTACT_SHEET
+from tasks.report import Report
+from tasks.settings import settings
+from tasks.store.location import Location
+from tasks.store.results import store
+
+
+def show_capture(name: str, report: CaptureReport) -> None:
+    """Artifacts of the flow run: a table with one row a view, and the contact sheet."""
+    create_table_artifact(
+        key=artifact_key("capture", name),
+        description=f"Views of **{name}**: {len(report.views)}, warnings: {len(report.warnings)}",
+        table=[_row(view.model_dump()) for view in report.views],
+    )
+    warnings = "\n".join(f"- {warning}" for warning in report.warnings)
+    sheet = _picture("input views", store().read(report, CONTACT_SHEET))
+    create_markdown_artifact(
+        key=artifact_key("views", name),
+        description=f"Input views of {name}",
+        markdown=f"# {name}: input views\n\n{sheet}\n\n{warnings}",
+    )
+
+
+def show_report(report: Report, folder: str, url: str | None, previews: bytes) -> None:
+    """Artifacts of the flow run: the report with previews and checks, and a link to the GLB where one works."""
+    name = report.capture.id
+    create_markdown_artifact(
+        key=artifact_key("report", name),
+        description=f"{name}: {report.status}",
+        markdown=markdown_of(report, folder, url, previews),
+    )
+    if url is not None:
+        create_link_artifact(
+            key=artifact_key("mesh", name), link=f"{url}/mesh.glb", link_text=f"{name}: mesh.glb", description="GLB"
+        )
+
+
+def markdown_of(report: Report, folder: str, url: str | None, previews: bytes) -> str:
+    """The report as a page for people."""
+    mesh = report.mesh
+    extent = " x ".join(f"{length:.3f}" for length in mesh.extent_m)
+    seen = "" if mesh.texture_coverage is None else f" ({mesh.texture_coverage:.0%} seen by a view)"
+    unit = "m" if mesh.metric else "(not metric)"
+    names = {file.path: f"[{file.path}]({url}/{file.path})" if url else f"`{file.path}`" for file in report.outputs}
+    files = "\n".join(f"| {names[file.path]} | {file.bytes:,} | `{file.sha256[:12]}` |" for file in report.outputs)
+    checks = "\n".join(
+        f"| {'passed' if check.passed else '**FAILED**'} | {check.name} | {_cell(check.value)} | {_cell(check.limit)} |"
+        for check in report.checks
+    )
+    stages = "\n".join(
+        f"| {stage.name} | {stage.seconds:.2f} | {'cached' if stage.cached else 'ran'} |" for stage in report.stages
+    )
+    return f"""# {report.capture.id}: {report.status}
+
+{_picture("the mesh from several sides", previews)}
+
+{mesh.vertices:,} vertices, {mesh.faces:,} faces, {mesh.components} component(s), {extent} {unit}, \
+{"watertight" if mesh.watertight else "not watertight"}, texture {mesh.texture_px} px{seen}.
+Exported by {mesh.exporter}, decimated by {mesh.decimated_by}.
+ Engine: {report.engine.name} {report.engine.version} \
+({report.engine.reason}), {report.capture.views_used} of {report.capture.views} views.
+
+| verdict | check | value | limit |
+|---|---|---|---|
+{checks}
+
+| published in `{folder}` | bytes | sha256 |
+|---|---|---|
+{files}
+
+| stage | seconds | |
+|---|---|---|
+{stages}
+"""
+
+
+def public_url(folder: str, output: str) -> str | None:
+    """Where readers find a published folder: the public URL and the key in the bucket, or the path below `output`."""
+    base = settings().public_url.rstrip("/")
+    if not base:
+        return None
+    published, root = Location.of(folder), Location.of(output)
+    key = published.path.removeprefix(f"{root.path}/") if root.local else published.path.partition("/")[2]
+    return f"{base}/{quote(key)}"
+
+
+def artifact_key(kind: str, name: str) -> str:
+    """A key as Prefect allows them: lowercase letters, digits and dashes."""
+    return f"{kind}-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}".rstrip("-")
+
+
+def _picture(title: str, jpeg: bytes) -> str:
+    return f"![{title}](data:image/jpeg;base64,{base64.b64encode(jpeg).decode()})"
+
+
+def _row(values: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("_", " "): _cell(value) for name, value in values.items()}
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, (tuple, list)):
+        return " - ".join(str(_cell(item)) for item in value)
+    return "" if value is None else value

@@ -1,0 +1,264 @@
+"""Whether a capture can be reconstructed: every problem of it, and what a person should know about its views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from tasks.capture.layout import (
+    DEPTH,
+    MANIFEST,
+    TRANSFORMS,
+    VIEWS,
+    Layout,
+    Reader,
+    belongs,
+    declared_files,
+    leaves_folder,
+    pair,
+)
+from tasks.capture.transforms import Cameras, load_cameras
+from tasks.capture.view_checks import Facts, ViewReport, inspect
+from tasks.capture.views import depth_file
+from tasks.errors import CaptureRefused, Problem
+from tasks.store.location import FileEntry
+from tasks.store.results import StoredResult
+
+RULES_VERSION = "1"
+
+_THREADS = 2
+# Below this share of the capture's median sharpness a view looks blurred: on photographs a Gaussian blur of 1 pixel
+# (of 512) leaves a twelfth.
+_BLURRED_SHARE = 0.15
+# Photographs have 400 to 1600 grey levels squared, and 2 to 5 after a blur of 3 pixels; plain surfaces have as little.
+_SHARPNESS_FLOOR = 4.0
+# The object's middle as two views see it lies apart by less than this share of the cameras' distance, if the cameras go
+# around it; with inverted axes it is twice the distance.
+_STRAY_SHARE = 0.8
+_MEETING_VIEWS = 3
+# Two cameras nearer than this (matrix elements; metres and cosines) are one.
+_SAME_CAMERA = 1e-6
+
+
+class Needs(BaseModel, frozen=True):
+    """What an engine needs of a capture."""
+
+    cameras: bool
+    metric_depth: bool
+    min_views: int
+
+
+class CaptureReport(StoredResult):
+    """An accepted capture."""
+
+    views: tuple[ViewReport, ...]
+    warnings: tuple[Problem, ...]
+    has_cameras: bool
+    has_depth: bool
+
+    @property
+    def lacks_masks(self) -> bool:
+        """Whether nothing says, in some view, what the object is."""
+        return any(view.coverage == 1 for view in self.views)
+
+
+def examine(
+    capture: str,
+    files: Sequence[FileEntry],
+    read: Reader,
+    needs: Needs,
+    manifest: str | None = None,
+    others: Sequence[str] = (),
+    found: Sequence[Problem] = (),
+) -> CaptureReport:
+    """Check a capture against an engine's needs; every image is decoded once, two are held at a time.
+
+    manifest: the text of its manifest.json. others: names beside the capture's files. found: problems that are known
+    already. Raises CaptureRefused with all problems.
+    """
+    problems, warnings = list(found), list[Problem]()
+    names = [*(file.path for file in files), *others]
+    problems += [_leaving(name) for name in names if leaves_folder(name)]
+    if manifest is not None:
+        problems += check_manifest(manifest, files)
+    empty = {file.path for file in files if file.bytes == 0 and belongs(file.path)} - {TRANSFORMS}
+    problems += [Problem(where=path, what="is empty (0 bytes)", todo="upload it again") for path in sorted(empty)]
+    layout = pair(names)
+    cameras, wrong = load_cameras(layout, read)
+    (problems if needs.cameras else warnings).extend(wrong)
+    problems += _check_names(layout, needs)
+    warnings += [_ignored(path) for path in layout.ignored]
+    if needs.cameras and (cameras.named or not wrong):
+        problems += _check_cameras_are_there(layout, cameras)
+    (problems if needs.metric_depth else warnings).extend(_check_depth_is_there(layout, cameras, needs))
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        readable = [view for view in layout.views if not empty & {view.image, depth_file(view, cameras)}]
+        inspected = list(pool.map(lambda view: inspect(view, cameras, read), readable))
+    for view in inspected:
+        problems += view.problems
+        warnings += view.warnings
+        (problems if needs.cameras else warnings).extend(view.camera_problems)
+        (problems if needs.metric_depth else warnings).extend(view.depth_problems)
+    facts = [view.facts for view in inspected if view.facts is not None]
+    problems += [_relative(view) for view in facts if needs.metric_depth and view.relative_depth]
+    copies, alike = _check_copies(facts)
+    problems += copies
+    warnings += alike + _check_blur(facts) + _check_same_camera(facts) + _check_meeting(facts)
+    if problems:
+        raise CaptureRefused(capture, problems)
+    return CaptureReport(
+        views=tuple(_with_verdict(view, warnings) for view in facts),
+        warnings=tuple(warnings),
+        has_cameras=all(view.camera is not None for view in facts),
+        has_depth=all(view.report.depth_m is not None for view in facts),
+    )
+
+
+def check_manifest(manifest: str, files: Sequence[FileEntry]) -> list[Problem]:
+    """Where a manifest.json and the capture's content contradict each other."""
+    try:
+        declared = declared_files(manifest)
+    except ValidationError as error:
+        what = f"is no manifest ({error.errors(include_url=False)[0]['msg']})"
+        return [Problem(where=MANIFEST, what=what, todo="write it again, or remove it")]
+    there = {file.path: file for file in files}
+    problems = []
+    for entry in declared:
+        path = entry.path
+        if leaves_folder(path):
+            problems.append(_leaving(path, MANIFEST))
+        elif not belongs(path):
+            continue
+        elif path not in there:
+            problems.append(Problem(where=path, what=f"is missing; {MANIFEST} lists it", todo="upload it"))
+        elif entry.bytes not in (None, there[path].bytes):
+            what = f"has {there[path].bytes} bytes; {MANIFEST} says {entry.bytes}"
+            problems.append(Problem(where=path, what=what, todo="upload it again"))
+        elif entry.sha256 not in (None, there[path].sha256):
+            problems.append(Problem(where=path, what=f"is not what {MANIFEST} lists (sha256)", todo="upload it again"))
+    return problems
+
+
+def _check_names(layout: Layout, needs: Needs) -> list[Problem]:
+    problems = [
+        Problem(where=group[0], what=f"shares its name with {', '.join(group[1:])}", todo="keep one of them")
+        for group in layout.duplicates
+    ]
+    if len(layout.views) < needs.min_views:
+        what = f"holds {len(layout.views)} view(s), the engine needs {needs.min_views}"
+        problems.append(Problem(where=f"{VIEWS}/", what=what, todo="add PNG or JPEG views of the object"))
+    return problems
+
+
+def _ignored(path: str) -> Problem:
+    return Problem(
+        where=path, what="is ignored: views are PNG or JPEG, depth maps PNG, TIFF, EXR or NPY", todo="remove it"
+    )
+
+
+def _check_cameras_are_there(layout: Layout, cameras: Cameras) -> list[Problem]:
+    if not layout.has_transforms:
+        todo = "add it (nerfstudio's convention), or write it for a known rig with `python -m flows rig`"
+        return [Problem(where=TRANSFORMS, what="is missing, and the engine needs cameras", todo=todo)]
+    return [
+        Problem(where=view.image, what=f"has no camera in {TRANSFORMS}", todo="add its frame, or remove the view")
+        for view in layout.views
+        if view.name not in cameras.named
+    ]
+
+
+def _check_depth_is_there(layout: Layout, cameras: Cameras, needs: Needs) -> list[Problem]:
+    used = {depth_file(view, cameras) for view in layout.views}
+    problems = [
+        Problem(where=view.image, what="has no depth map", todo=f"add {DEPTH}/{view.name}.png")
+        for view in layout.views
+        if depth_file(view, cameras) is None and (needs.metric_depth or len(used) > 1)
+    ]
+    everything = {view.depth for view in layout.views if view.depth is not None} | {*layout.unmatched_depth}
+    problems += [
+        Problem(where=path, what="is a depth map without a view", todo=f"add its view to {VIEWS}/, or remove it")
+        for path in sorted(everything - used)
+    ]
+    return problems
+
+
+def _check_copies(facts: Sequence[Facts]) -> tuple[list[Problem], list[Problem]]:
+    """Views with the same pixels: copies are problems; pictures without texture may be alike (a plain, round body)."""
+    problems, warnings = list[Problem](), list[Problem]()
+    first: dict[str, Facts] = {}
+    for view in facts:
+        original = first.setdefault(view.fingerprint, view)
+        if original is view:
+            continue
+        problem = Problem(where=view.path, what=f"has the same pixels as {original.path}", todo="remove the copy")
+        (warnings if view.report.sharpness < _SHARPNESS_FLOOR else problems).append(problem)
+    return problems, warnings
+
+
+def _check_blur(facts: Sequence[Facts]) -> list[Problem]:
+    """Views that are far less sharp than the others, or hardly sharp at all."""
+    if not facts:
+        return []
+    median = float(np.median([view.report.sharpness for view in facts]))
+    todo = "take it again if it is blurred"
+    warnings = []
+    for view in facts:
+        sharpness = view.report.sharpness
+        if sharpness < _BLURRED_SHARE * median:
+            what = f"looks blurred (sharpness {sharpness:.1f}, the capture's median is {median:.1f})"
+            warnings.append(Problem(where=view.path, what=what, todo=todo))
+        elif sharpness < _SHARPNESS_FLOOR:
+            what = f"looks blurred or has no texture (sharpness {sharpness:.1f})"
+            warnings.append(Problem(where=view.path, what=what, todo=todo))
+    return warnings
+
+
+def _check_same_camera(facts: Sequence[Facts]) -> list[Problem]:
+    """Different pictures by one camera: a rig that did not move, or matrices that were copied."""
+    warnings = []
+    for index, view in enumerate(facts):
+        for other in facts[:index]:
+            if (
+                view.camera is not None
+                and other.camera is not None
+                and view.fingerprint != other.fingerprint
+                and np.abs(view.camera.camera_to_world - other.camera.camera_to_world).max() < _SAME_CAMERA
+            ):
+                what = f"has the same camera as {other.path} and another picture"
+                warnings.append(Problem(where=view.path, what=what, todo="check its transform_matrix"))
+                break
+    return warnings
+
+
+def _relative(view: Facts) -> Problem:
+    todo = f"give depth_near and depth_far in {TRANSFORMS}, or save it with 16 bits"
+    return Problem(where=view.depth_path or view.path, what="is 8-bit grey, which says no distance", todo=todo)
+
+
+def _check_meeting(facts: Sequence[Facts]) -> list[Problem]:
+    """Whether depth and cameras put the object at one place: wrong camera axes or a wrong depth unit scatter it."""
+    known = [(view, view.object_point) for view in facts if view.object_point is not None]
+    if len(known) < _MEETING_VIEWS:
+        return []
+    points = np.array([point for _, point in known])
+    distances = [np.linalg.norm(view.camera.centre - point) for view, point in known if view.camera is not None]
+    strays = np.linalg.norm(points - np.median(points, axis=0), axis=1) > _STRAY_SHARE * np.median(distances)
+    if not strays.any():
+        return []
+    names = ", ".join(view.report.name for (view, _), stray in zip(known, strays, strict=True) if stray)
+    todo = f"check the camera axes (OpenGL: looking along -z) and depth_unit_scale_factor in {TRANSFORMS}"
+    return [Problem(where=TRANSFORMS, what=f"puts the object elsewhere in {names} than in the other views", todo=todo)]
+
+
+def _with_verdict(view: Facts, warnings: Sequence[Problem]) -> ViewReport:
+    texts = [warning.what for warning in warnings if warning.where in (view.path, view.depth_path)]
+    return view.report.model_copy(update={"verdict": "; ".join(texts) or "ok"})
+
+
+def _leaving(path: str, listed_in: str = "the capture") -> Problem:
+    what = f"leaves the capture folder (a name in {listed_in})"
+    return Problem(where=path, what=what, todo="rename it: views/<name>.png, depth/<name>.png")

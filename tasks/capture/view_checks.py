@@ -1,0 +1,208 @@
+"""What is to be said of one view: decoded once, measured, and let go."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from tasks.capture import masks
+from tasks.capture.camera import Camera
+from tasks.capture.images import DecodeError
+from tasks.capture.layout import TRANSFORMS, Reader, ViewFiles
+from tasks.capture.transforms import Cameras, Intrinsics
+from tasks.capture.views import Decoded, View, decode_view, depth_file
+from tasks.errors import Problem
+
+# A handheld or table-top capture: outside of these, depth is in another unit. Metres.
+_DEPTH_RANGE_M = (0.01, 100.0)
+# Depth that varies less than this, relative to its distance, is one plane facing the camera.
+_FLAT_DEPTH = 1e-4
+# How far the proportions of a depth map may be from its view's; one pixel is always allowed for rounding.
+_ASPECT_TOLERANCE = 0.01
+# Focal lengths beyond these, in image widths, are fields of view of more than 169 degrees or less than half a degree.
+_FOCAL_WIDTHS = (0.05, 100.0)
+# A silhouette of depth that takes up more of the image's border is hardly that of an object.
+_BORDER_SHARE = 0.5
+
+
+class ViewReport(BaseModel, frozen=True):
+    """One view as the report shows it. depth_m: (min, max) metres on the object. coverage: the object's share of the
+    image. sharpness: variance of the Laplacian at 512 pixels. verdict: "ok", or what is remarkable."""
+
+    name: str
+    width: int
+    height: int
+    channels: int
+    depth_m: tuple[float, float] | None
+    coverage: float
+    sharpness: float
+    verdict: str = "ok"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is kept of a view once its pixels are gone.
+
+    fingerprint: of image and mask. relative_depth: its depth map says no distance. object_point: (3,) world metres,
+    where depth and camera put the middle of the object; None without one of them.
+    """
+
+    path: str
+    depth_path: str | None
+    report: ViewReport
+    camera: Camera | None
+    fingerprint: str
+    relative_depth: bool
+    object_point: NDArray[np.float64] | None
+
+
+@dataclass
+class Inspection:
+    """What was found in one view. `facts` is None where it could not be decoded.
+
+    camera_problems, depth_problems: they count only for an engine that needs cameras or metric depth.
+    """
+
+    facts: Facts | None = None
+    problems: list[Problem] = field(default_factory=list)
+    camera_problems: list[Problem] = field(default_factory=list)
+    depth_problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+
+
+def inspect(files: ViewFiles, cameras: Cameras, read: Reader) -> Inspection:
+    """Decode one view and check what can be told without the others."""
+    try:
+        decoded = decode_view(files, cameras, read)
+    except DecodeError as error:
+        return Inspection(problems=list(error.problems))
+    view, depth_path = decoded.view, depth_file(files, cameras)
+    height, width = view.mask.shape
+    readings = None if view.depth is None else view.depth[view.depth > 0]
+    report = ViewReport(
+        name=view.name,
+        width=width,
+        height=height,
+        channels=decoded.picture.channels,
+        depth_m=None if readings is None or not len(readings) else (float(readings.min()), float(readings.max())),
+        coverage=round(float(view.mask.mean()), 4),
+        sharpness=round(masks.sharpness(view.image, view.mask), 2),
+    )
+    wrong_camera = (
+        [] if view.camera is None else _check_camera(files.image, cameras.frames[files.name].intrinsics, view.camera)
+    )
+    facts = Facts(
+        path=files.image,
+        depth_path=depth_path,
+        report=report,
+        camera=view.camera,
+        fingerprint=_fingerprint(view),
+        relative_depth=decoded.depth_map is not None and decoded.depth_map.metres is None,
+        object_point=None if wrong_camera else _object_point(view),
+    )
+    inspection = Inspection(facts, camera_problems=wrong_camera)
+    if decoded.picture.orientation != 1:
+        what = f"has EXIF orientation {decoded.picture.orientation}, which is not applied"
+        inspection.warnings.append(Problem(where=files.image, what=what, todo="check that it was calibrated as stored"))
+    if not view.mask.any():
+        todo = "check its alpha channel, its depth map or the bounds"
+        inspection.problems.append(Problem(where=files.image, what="has no foreground", todo=todo))
+    if depth_path is not None:
+        inspection.depth_problems += _check_depth(depth_path, decoded)
+        inspection.warnings += _suspect_depth(depth_path, decoded)
+    return inspection
+
+
+def _check_camera(path: str, given: Intrinsics, camera: Camera) -> list[Problem]:
+    width, height = camera.width, camera.height
+    if (given.w or width, given.h or height) != (width, height):
+        what = f"is {width} x {height} pixels; its camera in {TRANSFORMS} is for {given.w} x {given.h}"
+        return [
+            Problem(where=path, what=what, todo="correct w and h with the intrinsics, or use the image of that size")
+        ]
+    low, high = _FOCAL_WIDTHS
+    if not (low * width <= camera.fl_x <= high * width and low * width <= camera.fl_y <= high * width):
+        what = f"has a camera with focal lengths of {camera.fl_x:g}, {camera.fl_y:g} pixels, {width} pixels wide"
+        return [Problem(where=path, what=what, todo=f"correct fl_x and fl_y in {TRANSFORMS}; they are in pixels")]
+    if abs(camera.cx - width / 2) > width or abs(camera.cy - height / 2) > height:
+        what = f"has a camera whose principal point ({camera.cx:g}, {camera.cy:g}) lies far outside of the image"
+        return [Problem(where=path, what=what, todo=f"correct cx and cy in {TRANSFORMS}; they are in pixels")]
+    return []
+
+
+def _check_depth(path: str, decoded: Decoded) -> list[Problem]:
+    """Why a depth map cannot be used for geometry."""
+
+    def problem(what: str, todo: str) -> list[Problem]:
+        return [Problem(where=path, what=what, todo=todo)]
+
+    view, depth_map = decoded.view, decoded.depth_map
+    if depth_map is None:
+        return []
+    (rows, columns), (height, width) = depth_map.read.shape, view.mask.shape
+    if abs(columns - width * rows / height) > max(1.0, _ASPECT_TOLERANCE * columns):
+        what = f"is {columns} x {rows} pixels, its view {width} x {height}: other proportions"
+        return problem(what, "render or crop both to one field of view")
+    if not depth_map.read.any():
+        return problem("has no reading (all zero)", "export the depth again; 0 means no reading")
+    if depth_map.metres is None or view.depth is None:
+        return []
+    readings = depth_map.metres[depth_map.read]
+    if depth_map.read.all() and np.ptp(readings) <= _FLAT_DEPTH * readings.max():
+        return problem(f"is constant ({readings.max():g} m everywhere)", "export the depth again")
+    if not view.depth.any() and view.mask.any():
+        return problem("has no reading on the object", "check the view's alpha channel and the bounds")
+    if decoded.mask_from == "none":
+        what = "has readings everywhere: nothing tells the object from its surroundings"
+        return problem(what, f"cut the object out with alpha in the view, or give bounds in {TRANSFORMS}")
+    low, high = _DEPTH_RANGE_M
+    typical = float(np.median(view.depth[view.depth > 0])) if view.depth.any() else low
+    if not low <= typical <= high:
+        what = f"is implausible: {typical:g} m to the object"
+        return problem(
+            what, f"correct depth_unit_scale_factor in {TRANSFORMS} (metres per step; float depth is in metres)"
+        )
+    return []
+
+
+def _suspect_depth(path: str, decoded: Decoded) -> list[Problem]:
+    view = decoded.view
+    warnings = []
+    readings = np.empty(0) if view.depth is None else view.depth[view.depth > 0]
+    if len(readings) and np.ptp(readings) <= _FLAT_DEPTH * readings.max():
+        what = f"is {readings.max():g} m all over the object: a flat face seen head-on, or no depth"
+        warnings.append(Problem(where=path, what=what, todo="check the depth map"))
+    if decoded.mask_from == "depth" and _border_share(view.mask) > _BORDER_SHARE:
+        what = "has readings along most of its border: the object is cut off, or the readings are of its surroundings"
+        warnings.append(Problem(where=path, what=what, todo=f"give bounds in {TRANSFORMS}, or alpha in the view"))
+    return warnings
+
+
+def _border_share(mask: NDArray[np.bool_]) -> float:
+    return float(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean())
+
+
+def _object_point(view: View) -> NDArray[np.float64] | None:
+    """The world point in the middle of the object's readings, at their median depth (distortion neglected)."""
+    if view.camera is None or view.depth is None or not view.depth.any():
+        return None
+    rows, columns = np.nonzero(view.depth)
+    camera = view.camera.resized(view.depth.shape[1], view.depth.shape[0])
+    x = (columns.mean() + 0.5 - camera.cx) / camera.fl_x
+    y = (rows.mean() + 0.5 - camera.cy) / camera.fl_y
+    to_world = camera.camera_to_world[:3, :3]  # OpenGL axes: y up, looking along -z
+    point: NDArray[np.float64] = camera.centre + to_world @ (
+        np.median(view.depth[rows, columns]) * np.array([x, -y, -1])
+    )
+    return point
+
+
+def _fingerprint(view: View) -> str:
+    content = hashlib.blake2b(repr(view.image.shape).encode(), digest_size=16)
+    content.update(view.image.tobytes())
+    content.update(np.packbits(view.mask).tobytes())
+    return content.hexdigest()

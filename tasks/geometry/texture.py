@@ -1,0 +1,242 @@
+"""Texture of a mesh: its surface unwrapped into charts, and their texels painted from views or from vertex colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import trimesh
+import xatlas
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from tasks.capture.camera import Camera
+from tasks.capture.views import View
+from tasks.geometry.mesh_repair import face_normals
+from tasks.geometry.render import RayScene, depth_map
+
+THREADS = 2
+# xatlas takes small meshes (below an area of about 1) for tiny ones and shatters them: it is given this area
+UNWRAP_AREA = 1000.0
+# Charts grow to this share of the surface: larger ones cost seconds to flatten and gain nothing
+CHART_SHARE = 0.1
+CHART_COST = 1.0  # how readily charts grow; xatlas' default of 2 takes twice as long for no gain
+CHART_PADDING = 2  # texels between charts: bilinear sampling of one never reaches another
+# Texels painted at once: bounds memory, and is too few for OpenBLAS to start threads of its own in each of ours
+CHUNK_TEXELS = 25_600
+
+MIN_COSINE = 0.1  # views flatter than this on the surface do not paint it
+ANGLE_POWER = 8  # weight of a view: its cosine to this power; sharper keeps detail, softer hides seams
+EDGE_PIXELS = 5.0  # within this distance of a silhouette a view's weight falls to 0
+DEPTH_TOLERANCE = 2.0  # pixel footprints along the ray that a surface may lie behind the depth buffer and be seen
+NEAREST_SEEN = 8  # seen texels that give an unseen one its colour
+# Vertices of the dense mesh that give a texel its colour, by the inverse distance to this power: as near to its
+# interpolated colours as an exact search is, in a third of the time
+NEAREST_VERTICES = 4
+VERTEX_SHARPNESS = 2
+
+
+@dataclass(frozen=True)
+class Unwrapped:
+    """A mesh cut along the seams of its charts.
+
+    vertices: (n, 3) float32. faces: (m, 3) int32, in the order of the mesh that was unwrapped. uv: (n, 2) float32 in
+    0..1, v upwards as trimesh keeps it: v = 1 is the texture's first row. source: (n,) int32, the vertex of that mesh
+    each vertex is a copy of.
+    """
+
+    vertices: NDArray[np.float32]
+    faces: NDArray[np.int32]
+    uv: NDArray[np.float32]
+    source: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class VertexColours:
+    """What a dense mesh looks like: its vertices' positions (n, 3) float32, in the frame of the mesh that is painted,
+    and colours (n, 3) float32 sRGB in 0..1."""
+
+    positions: NDArray[np.float32]
+    colours: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Texels:
+    """The texels that the charts cover, k of them: flat index in the texture, position and unit normal (k, 3)."""
+
+    index: NDArray[np.int64]
+    position: NDArray[np.float32]
+    normal: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """What painting needs of a view: colours (h * w, 3), the mesh's depth (h * w,) and the trust in each pixel, 0 at
+    the object's and the mesh's edges, 1 away from them."""
+
+    camera: Camera
+    colours: NDArray[np.uint8]
+    depth: NDArray[np.float32]
+    trust: NDArray[np.float32]
+
+
+def unwrap(vertices: NDArray[np.floating], faces: NDArray[np.integer], texture_px: int) -> Unwrapped:
+    """Charts of a mesh (n, 3), (m, 3), packed into a square texture of `texture_px` (https://github.com/jpcy/xatlas)."""
+    atlas = xatlas.Atlas()
+    area = float(np.linalg.norm(face_normals(vertices, faces), axis=1).sum() / 2)
+    scaled = vertices * np.sqrt(UNWRAP_AREA / area)
+    atlas.add_mesh(np.ascontiguousarray(scaled, np.float32), np.ascontiguousarray(faces, np.uint32))
+    charts = xatlas.ChartOptions()
+    charts.max_chart_area = CHART_SHARE * UNWRAP_AREA
+    charts.max_cost = CHART_COST
+    packing = xatlas.PackOptions()
+    packing.resolution = texture_px
+    packing.padding = CHART_PADDING
+    packing.bilinear = True
+    atlas.generate(charts, packing)
+    source, corners, uv = atlas[0]
+    flipped = np.column_stack([uv[:, 0], 1 - uv[:, 1]])
+    return Unwrapped(
+        np.asarray(vertices, np.float32)[source],
+        corners.astype(np.int32),
+        flipped.astype(np.float32),
+        source.astype(np.int32),
+    )
+
+
+def bake(
+    unwrapped: Unwrapped, views: Sequence[View], texture_px: int, vertex_colours: VertexColours | None = None
+) -> tuple[NDArray[np.uint8], float | None]:
+    """Paints the texture: (px, px, 3) uint8 sRGB, and the share of its texels that a view saw, None without views.
+
+    The views need cameras, in the mesh's frame. A texel takes the mean of the views that see it, weighted by angle and
+    distance; one that none sees takes the dense mesh's colour there, or else that of the nearest seen surface. Space
+    between charts repeats their edges. Raises ValueError if there are neither views nor colours.
+    """
+    if not views and vertex_colours is None:
+        raise ValueError("a texture needs views or vertex colours")
+    texels = _texels(unwrapped, texture_px)
+    colours, seen = _from_views(texels, unwrapped, views)
+    if vertex_colours is not None:
+        dense = (vertex_colours.positions, 255 * vertex_colours.colours)
+        colours[~seen] = _from_nearest(texels.position[~seen], *dense, NEAREST_VERTICES, VERTEX_SHARPNESS)
+    elif seen.any():
+        colours[~seen] = _from_nearest(texels.position[~seen], texels.position[seen], colours[seen], NEAREST_SEEN)
+    texture = np.zeros((texture_px * texture_px, 3), np.float32)
+    texture[texels.index] = colours
+    covered = np.zeros(texture_px * texture_px, bool)
+    covered[texels.index] = True
+    image = _bled(texture.reshape(texture_px, texture_px, 3), covered.reshape(texture_px, texture_px))
+    return np.rint(image).clip(0, 255).astype(np.uint8), float(seen.mean()) if views else None
+
+
+def _from_views(
+    texels: _Texels, unwrapped: Unwrapped, views: Sequence[View]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Colours (k, 3) in 0..255 that the views give to the texels, and which of them any view sees, (k,)."""
+    scene = RayScene(trimesh.Trimesh(unwrapped.vertices, unwrapped.faces, process=False))
+    starts = range(0, len(texels.index), CHUNK_TEXELS)
+    with ThreadPoolExecutor(THREADS) as pool:
+        photos = list(pool.map(lambda view: _photo(view, scene), views))
+        chunks = pool.map(lambda start: _painted(texels, slice(start, start + CHUNK_TEXELS), photos), starts)
+        painted = np.concatenate(list(chunks))
+    return painted[:, :3] / np.maximum(painted[:, 3:], np.finfo(np.float32).tiny), painted[:, 3] > 0
+
+
+def _texels(unwrapped: Unwrapped, texture_px: int) -> _Texels:
+    """Where the texels' centres lie on the surface: rays straight down onto the unwrapped charts."""
+    flat = trimesh.Trimesh(np.column_stack([unwrapped.uv, np.zeros(len(unwrapped.uv))]), unwrapped.faces, process=False)
+    axis = (np.arange(texture_px) + 0.5) / texture_px
+    u, v = np.meshgrid(axis, 1 - axis)
+    above = np.column_stack([u.ravel(), v.ravel(), np.ones(u.size)])
+    hits = RayScene(flat).cast(above, np.broadcast_to([0.0, 0.0, -1.0], above.shape))
+    corners = unwrapped.faces[hits.face]
+    position = np.einsum("kc,kcd->kd", hits.barycentric, unwrapped.vertices[corners])
+    normal = np.einsum("kc,kcd->kd", hits.barycentric, vertex_normals(unwrapped)[corners])
+    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return _Texels(hits.ray, position.astype(np.float32), normal.astype(np.float32))
+
+
+def vertex_normals(unwrapped: Unwrapped) -> NDArray[np.float32]:
+    """Smooth normals, (n, 3), the same on both sides of a seam."""
+    sums = np.zeros((int(unwrapped.source.max()) + 1, 3))
+    normals = face_normals(unwrapped.vertices, unwrapped.faces)
+    for corner in unwrapped.source[unwrapped.faces].T:
+        for axis in range(3):
+            sums[:, axis] += np.bincount(corner, normals[:, axis], len(sums))
+    sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.finfo(float).tiny)
+    return sums[unwrapped.source].astype(np.float32)
+
+
+def _photo(view: View, scene: RayScene) -> _Photo:
+    assert view.camera is not None
+    camera = view.camera
+    depth = depth_map(scene, camera)
+    footprint = depth / camera.fl_x
+    # a step to the background or to a surface behind: more than any slope that is painted at all
+    step = ndimage.maximum_filter(depth, 3) - ndimage.minimum_filter(depth, 3) > 2 * footprint / MIN_COSINE
+    inner = view.mask & (depth > 0) & ~step
+    inner[[0, -1]] = inner[:, [0, -1]] = False
+    trust = np.minimum(ndimage.distance_transform_edt(inner) / EDGE_PIXELS, 1)
+    return _Photo(camera, view.image.reshape(-1, 3), depth.reshape(-1), trust.reshape(-1).astype(np.float32))
+
+
+def _painted(texels: _Texels, part: slice, photos: Sequence[_Photo]) -> NDArray[np.float32]:
+    """Weighted sums of the colours that the photos give to some texels, and of the weights, (k, 4)."""
+    position, normal = texels.position[part], texels.normal[part]
+    sums = np.zeros((len(position), 4), np.float32)
+    for photo in photos:
+        towards = photo.camera.centre.astype(np.float32) - position
+        distance = np.sqrt(np.einsum("kd,kd->k", towards, towards))
+        cosine = np.einsum("kd,kd->k", towards, normal) / distance
+        facing = np.flatnonzero(cosine > MIN_COSINE)
+        pixels, z = photo.camera.project(position[facing])
+        pixel, in_image = _pixel(photo.camera, pixels, z)
+        tolerance = DEPTH_TOLERANCE * z / np.float32(photo.camera.fl_x) / cosine[facing]
+        visible = in_image & (photo.trust[pixel] > 0) & (z - photo.depth[pixel] < tolerance)
+        facing, pixels, pixel = facing[visible], pixels[visible], pixel[visible]
+        weight = cosine[facing] ** ANGLE_POWER * photo.trust[pixel] / distance[facing] ** 2
+        sums[facing, :3] += weight[:, None] * _sampled(photo, pixels)
+        sums[facing, 3] += weight
+    return sums
+
+
+def _pixel(
+    camera: Camera, pixels: NDArray[np.floating], z: NDArray[np.floating]
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Flat index of the pixel at each position, and whether that lies in the image."""
+    in_image = (z > 0) & ((pixels >= 0) & (pixels < (camera.width, camera.height))).all(axis=1)
+    column, row = np.where(in_image[:, None], pixels, 0).astype(np.intp).T
+    return row * camera.width + column, in_image
+
+
+def _sampled(photo: _Photo, pixels: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Bilinear colours (k, 3) at positions (k, 2) with a pixel on every side."""
+    corner = np.floor(pixels - 0.5)
+    right, below = (pixels - 0.5 - corner).astype(np.float32).T[..., None]
+    column, row = corner.astype(np.intp).T
+    first = row * photo.camera.width + column
+    upper = photo.colours[first] * (1 - right) + photo.colours[first + 1] * right
+    first += photo.camera.width
+    lower = photo.colours[first] * (1 - right) + photo.colours[first + 1] * right
+    return np.asarray(upper * (1 - below) + lower * below, np.float32)
+
+
+def _from_nearest(
+    positions: NDArray[np.float32], known: NDArray[np.float32], colours: NDArray[np.float32], most: int, power: int = 1
+) -> NDArray[np.float32]:
+    """Colours for positions (k, 3): of the nearest known ones in space, weighted by inverse distance to a power."""
+    count = min(most, len(known))
+    distance, nearest = cKDTree(known).query(positions, k=range(1, count + 1), workers=THREADS)
+    weight = 1 / np.maximum(distance, np.finfo(np.float32).eps) ** power
+    mixed = (colours[nearest] * weight[..., None]).sum(axis=1) / weight.sum(axis=1, keepdims=True)
+    return np.asarray(mixed, np.float32)
+
+
+def _bled(texture: NDArray[np.float32], covered: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Every texel outside the charts takes the colour of the nearest one inside: seams never sample background."""
+    nearest = ndimage.distance_transform_edt(~covered, return_distances=False, return_indices=True)
+    return np.asarray(texture[tuple(nearest)])

@@ -1,0 +1,238 @@
+"""publish: the asset appears at `<output>/<capture id>/<run key>/`, whole or not at all; `latest.json` moves to it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from prefect import task
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tasks.capture.capture_checks import CaptureReport
+from tasks.capture.stage_capture import Capture
+from tasks.errors import StorageError, StorageUnavailable
+from tasks.geometry.registration import MIN_INLIERS
+from tasks.inference.reconstruction import Reconstruction
+from tasks.inference.registry import EngineChoice
+from tasks.mesh.convert import Formats
+from tasks.mesh.export import Mesh
+from tasks.mesh.validate import MeshReport
+from tasks.progress import StageTiming
+from tasks.report import CaptureSummary, Check, EngineSummary, Report, status_of
+from tasks.settings import PIPELINE_VERSION, Parameters
+from tasks.stage import UNCACHED, retried
+from tasks.store.location import (
+    FileEntry,
+    Location,
+    Manifest,
+    locked,
+    precondition_failed,
+    sha256_of,
+    storage_errors,
+    take_place,
+    working_folder,
+    write_atomically,
+)
+from tasks.store.results import cache_key, store
+
+RUN_KEY_LENGTH = 16
+PUBLISH_RETRIES = 3
+_POINTER_TRIES = 10
+
+
+class Published(BaseModel):
+    """A report, and the URL of the folder that it lies in."""
+
+    model_config = ConfigDict(frozen=True)
+
+    url: str
+    report: Report
+
+
+class Latest(BaseModel):
+    """latest.json: the newest result of a capture."""
+
+    run_key: str
+    upload_key: str
+    uploaded_at: datetime
+    report: str
+
+
+class Results(BaseModel):
+    """All that a run has made, ready to be published."""
+
+    model_config = ConfigDict(frozen=True)
+
+    capture: Capture
+    capture_report: CaptureReport
+    engine: EngineChoice
+    reconstruction: Reconstruction
+    mesh: Mesh
+    formats: Formats
+    mesh_report: MeshReport
+
+    def report(self, parameters: Parameters, stages: tuple[StageTiming, ...]) -> Report:
+        """report.json, as it is published."""
+        checks = (*self.mesh_report.checks, *self._checks())
+        return Report(
+            capture=CaptureSummary(
+                id=self.capture.id,
+                uri=self.capture.uri,
+                digest=self.capture.digest,
+                views=len(self.capture_report.views),
+                views_used=len(self.reconstruction.views),
+                has_cameras=self.capture_report.has_cameras,
+            ),
+            engine=EngineSummary(**self.engine.model_dump(), parameters=parameters.model_dump(mode="json")),
+            weights=self.reconstruction.weights,
+            mesh=self.mesh_report.mesh,
+            registration=self.reconstruction.registration,
+            status=status_of(checks),
+            checks=checks,
+            stages=stages,
+            outputs=self.outputs,
+        )
+
+    @property
+    def outputs(self) -> tuple[FileEntry, ...]:
+        """The published files, sorted by path; report, manifest and marker come on top."""
+        previews = [entry for entry in self.mesh_report.outputs if entry.path.startswith("previews/")]
+        return tuple(sorted((*self.mesh.outputs, *self.formats.outputs, *previews), key=lambda entry: entry.path))
+
+    def read(self, path: str) -> bytes:
+        """The content of a published file, from the stage that made it."""
+        owner = next(
+            result
+            for result in (self.mesh, self.formats, self.mesh_report)
+            if any(entry.path == path for entry in result.outputs)
+        )
+        return store().read(owner, path)
+
+    def _checks(self) -> list[Check]:
+        warnings = len(self.capture_report.warnings)
+        used, asked = len(self.reconstruction.views), self.reconstruction.views_asked
+        return [
+            Check(name="capture_warnings", passed=not warnings, value=warnings, limit=0),
+            Check(name="views_used", passed=used >= asked, value=used, limit=asked),
+            *(
+                [Check(name="registered", passed=found.accepted, value=round(found.inlier_share, 4), limit=MIN_INLIERS)]
+                if (found := self.reconstruction.registration) is not None
+                else []
+            ),
+            *(
+                Check(name=f"format_{failure.format}", passed=False, value=failure.reason, limit="converted")
+                for failure in self.formats.failures
+            ),
+        ]
+
+
+def run_key(reconstruction: Reconstruction, capture: Capture, parameters: Parameters) -> str:
+    """Short digest of all that determines the asset: the same work publishes to the same place.
+
+    A result of fewer views than asked for, for want of memory, is not the same work.
+    """
+    engine, weights = reconstruction.engine, reconstruction.weights
+    content = [capture.digest, engine.name, engine.version, parameters, weights.bundle if weights else None]
+    if len(reconstruction.views) < reconstruction.views_asked:
+        content.append(reconstruction.views)
+    return cache_key("run", PIPELINE_VERSION, content)[:RUN_KEY_LENGTH]
+
+
+@task(
+    name="publish",
+    task_run_name="publish",
+    **UNCACHED,
+    **retried(PUBLISH_RETRIES, StorageUnavailable),
+)
+def publish(results: Results, report: Report, output: str, key: str, upload: str) -> str:
+    """Publish the asset and give its URL; what is published and verifies is left as it is."""
+    root = Location.of(output) / results.capture.id
+    folder = root / key
+    if not is_published(folder):
+        files = {entry.path: results.read(entry.path) for entry in report.outputs}
+        files["report.json"] = report.model_dump_json(indent=1).encode()
+        _write(folder, files)
+    if report.status != "failure":
+        _move_latest(
+            root / "latest.json",
+            Latest(
+                run_key=key,
+                upload_key=upload,
+                uploaded_at=results.capture.uploaded_at,
+                report=f"{key}/report.json",
+            ),
+        )
+    return folder.url
+
+
+def is_published(folder: Location) -> bool:
+    """Whether `_SUCCESS` is there and every file has the content its manifest says."""
+    if (folder / "_SUCCESS").size() is None:
+        return False
+    data = (folder / "manifest.json").read_or_none()
+    try:
+        manifest = Manifest.model_validate_json(data or b"")
+    except ValidationError:
+        return False
+    return all(
+        (content := (folder / entry.path).read_or_none()) is not None and sha256_of(content) == entry.sha256
+        for entry in manifest.files
+    )
+
+
+def _write(folder: Location, files: dict[str, bytes]) -> None:
+    """All files, then the manifest, then `_SUCCESS`; in a local folder all of them by one rename."""
+    entries = [FileEntry(path=path, bytes=len(data), sha256=sha256_of(data)) for path, data in sorted(files.items())]
+    manifest = Manifest(schema=1, files=tuple(entries)).model_dump_json(by_alias=True, indent=1).encode()
+    contents = {**files, "manifest.json": manifest, "_SUCCESS": b""}
+    if folder.local:
+        final = Path(folder.path)
+        with working_folder(final.parent, final.name) as temporary, storage_errors(str(final)):
+            for path, data in contents.items():
+                write_atomically(temporary / path, data)
+            take_place(temporary, final, lambda: is_published(folder) or None)
+    else:
+        (folder / "_SUCCESS").delete()
+        for path, data in contents.items():
+            (folder / path).write(data)
+
+
+def _move_latest(pointer: Location, latest: Latest) -> None:
+    """Let latest.json name this result unless it names one of a newer upload."""
+    if pointer.local:
+        path = Path(pointer.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.parent), storage_errors(str(path)):
+            for abandoned in path.parent.glob(f".{path.name}.*.tmp"):
+                abandoned.unlink()  # whoever was writing it does not hold the lock any more
+            if _newer(latest, pointer.read_or_none()):
+                pointer.write(_json(latest))
+        return
+    for _ in range(_POINTER_TRIES):
+        try:
+            etag = pointer.info()["ETag"]
+        except FileNotFoundError:
+            condition = {"IfNoneMatch": "*"}
+        else:
+            condition = {"IfMatch": etag}
+            if not _newer(latest, pointer.read_or_none()):
+                return
+        try:
+            pointer.write(_json(latest), **condition)
+            return
+        except (StorageError, FileExistsError) as error:
+            if not precondition_failed(error):
+                raise
+    raise StorageUnavailable(f"{pointer.url}: other runs keep moving it")
+
+
+def _newer(latest: Latest, current: bytes | None) -> bool:
+    """Whether `latest` may replace the current pointer; one that cannot be read may be replaced."""
+    try:
+        return Latest.model_validate_json(current or b"").uploaded_at <= latest.uploaded_at
+    except ValidationError:
+        return True
+
+
+def _json(latest: Latest) -> bytes:
+    return latest.model_dump_json(indent=1).encode()

@@ -1,0 +1,259 @@
+"""Who works on an upload, and how often it has failed: what many runs on many machines have to agree on.
+
+It lies in the store, `<store>/_ledger/claims|failures/<key>`, by output and upload key: what is uploaded anew, or asked
+for with other parameters, starts with a clean sheet.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tasks.errors import (
+    Capture2MeshError,
+    CaptureRefused,
+    CaptureReplaced,
+    ExportFailed,
+    InferenceFailed,
+    InferenceInterrupted,
+    MeshRejected,
+    PublishedAsset,
+    StorageError,
+)
+from tasks.settings import settings
+from tasks.store.location import Location, precondition_failed, sha256_of, storage_errors
+from tasks.store.results import store
+
+LEASE_SECONDS = 60.0
+RENEW_SECONDS = 15.0
+RETRY_BASE, RETRY_LIMIT = timedelta(minutes=1), timedelta(hours=1)
+
+log = logging.getLogger(__name__)
+
+
+class Failure(BaseModel):
+    """What is known of an upload that failed.
+
+    attempts: all of them. strikes: those that were the capture's own fault. final: it is not tried again until its
+    content changes or a person asks.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    capture: str
+    upload_key: str
+    attempts: int
+    strikes: int
+    final: bool
+    kind: Literal["refused", "failed"]
+    reason: str
+    folder: str
+    at: datetime
+
+    @property
+    def retry_at(self) -> datetime:
+        """When it may be tried again: later each time, for what is wrong with a machine does not mend in a second."""
+        return self.at + min(RETRY_BASE * 2 ** min(self.attempts - 1, 10), RETRY_LIMIT)
+
+
+def failure_of(output: str, upload_key: str) -> Failure | None:
+    """The failure of an upload, None where it has none (any more)."""
+    try:
+        return Failure.model_validate_json(_failure(output, upload_key).read_or_none() or b"")
+    except ValidationError:
+        return None
+
+
+def record_failure(output: str, upload_key: str, capture: str, error: BaseException) -> Failure:
+    """Remember one more failure. Refused captures are final at once, others after `settings().attempts` strikes.
+
+    What is wrong with the machine, the weights or the storage is no fault of the capture and never final.
+    """
+    before = failure_of(output, upload_key)
+    refused = isinstance(error, (CaptureRefused, MeshRejected))
+    own = refused or not _of_the_machine(error)
+    strikes = (before.strikes if before else 0) + own
+    failure = Failure(
+        capture=capture,
+        upload_key=upload_key,
+        attempts=(before.attempts if before else 0) + 1,
+        strikes=strikes,
+        final=refused or strikes >= settings().attempts,
+        kind="refused" if isinstance(error, CaptureRefused) else "failed",
+        reason=str(error) or type(error).__name__,
+        folder=_folder(error.published, output) if isinstance(error, MeshRejected) else "",
+        at=datetime.now(UTC),
+    )
+    _failure(output, upload_key).write(failure.model_dump_json(indent=1).encode())
+    return failure
+
+
+def forget_failure(output: str, upload_key: str) -> None:
+    """It works now, or a person asks for another try."""
+    _failure(output, upload_key).delete()
+
+
+@contextmanager
+def failures_recorded(output: str, upload_key: str, capture: str) -> Iterator[None]:
+    """Within the block an upload is worked on: what it raises is remembered, and its end forgets earlier failures."""
+    try:
+        yield
+    except CaptureReplaced:  # nobody will ask for it again
+        raise
+    except Exception as error:
+        record_failure(output, upload_key, capture, error)
+        raise
+    if failure_of(output, upload_key) is not None:
+        forget_failure(output, upload_key)
+
+
+class Claims:
+    """What this process works on. On object storage a claim is a lease that a thread renews while the process lives."""
+
+    def __init__(self) -> None:
+        self._leases: set[_Lease] = set()
+        self._ended = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, name="claims", daemon=True)
+
+    def __enter__(self) -> Claims:
+        self._renewing.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    @contextmanager
+    def claimed(self, output: str, upload_key: str) -> Iterator[bool]:
+        """Whether the upload is this process's for the block; False where another, living one has it."""
+        location = _ledger("claims", output, upload_key)
+        with _lock(location) if location.local else self._lease(location) as mine:
+            yield mine
+
+    @contextmanager
+    def _lease(self, location: Location) -> Iterator[bool]:
+        lease = _Lease(location)
+        if not lease.taken():
+            yield False
+            return
+        self._leases.add(lease)
+        try:
+            yield True
+        finally:
+            self._leases.discard(lease)
+            lease.end()
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEW_SECONDS):
+            for lease in tuple(self._leases):
+                try:
+                    lease.renew()
+                except StorageError as error:
+                    log.warning("claim %s could not be renewed: %s", lease.location.url, error)
+
+
+class _Lease:
+    """An object that is written anew while its holder lives; by the storage's clock it is over when it gets old."""
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+        self._holder, self._count, self._etag = uuid.uuid4().hex, 0, ""
+        self._lock = threading.Lock()
+
+    def taken(self) -> bool:
+        """Take it where nobody holds it, or its holder is dead."""
+        if self._written(IfNoneMatch="*"):
+            return True
+        try:
+            held = self.location.info()
+        except FileNotFoundError:
+            return self._written(IfNoneMatch="*")
+        age = self.location.now() - held["LastModified"]
+        return age.total_seconds() > LEASE_SECONDS and self._written(IfMatch=held["ETag"])
+
+    def renew(self) -> None:
+        with self._lock:
+            if self._etag and not self._written(IfMatch=self._etag):
+                self._etag = ""
+                log.error("claim %s was taken over: this process was thought dead", self.location.url)
+
+    def end(self) -> None:
+        with self._lock:
+            if self._etag and self._written(IfMatch=self._etag):  # still ours
+                self.location.delete()
+            self._etag = ""
+
+    def _written(self, **condition: str) -> bool:
+        # other content each time, so that a take-over that has looked before this does not match
+        self._count += 1
+        try:
+            self.location.write(f"{self._holder} {self._count}".encode(), **condition)
+        except FileNotFoundError:  # what S3 says where somebody has removed it
+            if "IfMatch" not in condition:
+                raise
+            return False
+        except (StorageError, FileExistsError) as error:
+            if not precondition_failed(error):
+                raise
+            return False
+        self._etag = self.location.etag() or ""
+        return True
+
+
+@contextmanager
+def _lock(location: Location) -> Iterator[bool]:
+    """A lock on a file: it ends with the process, however that ends."""
+    path = Path(location.path)
+    with storage_errors(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        if not _names(path, descriptor):  # who held it has removed it since it was opened here: the work is done
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _names(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _of_the_machine(error: BaseException) -> bool:
+    """Whether another machine, or this one once mended, would do it; unknown errors count against the capture."""
+    own = (InferenceFailed, InferenceInterrupted, ExportFailed)
+    return isinstance(error, Capture2MeshError) and not isinstance(error, own)
+
+
+def _folder(published: PublishedAsset, output: str) -> str:
+    return published.url.removeprefix(f"{Location.of(output).url}/")
+
+
+def _failure(output: str, upload_key: str) -> Location:
+    return _ledger("failures", output, upload_key)
+
+
+def _ledger(kind: str, output: str, upload_key: str) -> Location:
+    key = sha256_of(f"{Location.of(output).url}\n{upload_key}".encode())
+    return store().root / "_ledger" / kind / f"{key}.json"

@@ -1,0 +1,208 @@
+"""The store of stage results: `<store>/<stage>/<key>/`, whole or not at all, with `manifest.json` last.
+
+A result counts only while its files are there with the size that its manifest says. Local entries appear by one rename.
+On object storage, which has none, the files lie under `<key>/<attempt>/` and a conditional write of the manifest names
+the attempt that won.
+
+The time at which a manifest was written is that of the entry's last use: what is loaded is touched, in a way that
+excludes its removal (see tasks/store/retention.py), so what a run has loaded stays for a while.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tasks.errors import InputError, StorageError, StorageUnavailable
+from tasks.settings import settings
+from tasks.store.location import (
+    FileEntry,
+    Location,
+    entries_of,
+    locked,
+    precondition_failed,
+    read_verified,
+    storage_errors,
+    take_place,
+    working_folder,
+    write_atomically,
+)
+
+
+class StoredResult(BaseModel):
+    """A stage's typed result; its files, if it has any, are `outputs` of the store's entry `stage/key`.
+
+    One that is not `reusable` (something failed that may work next time) serves this run and is no cache hit.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str = ""
+    key: str = ""
+    attempt: str = ""
+    outputs: tuple[FileEntry, ...] = ()
+    reusable: bool = True
+
+
+T = TypeVar("T", bound=StoredResult)
+
+_COMMIT_TRIES = 3
+TOUCH_AFTER = timedelta(minutes=30)  # on object storage a touch is a write: not one for each hit
+
+
+def cache_key(stage: str, version: str, content: Any) -> str:
+    """sha256 over the canonical JSON of what determines a stage's result."""
+
+    def jsonable(value: Any) -> Any:
+        return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
+
+    text = json.dumps([stage, version, content], sort_keys=True, separators=(",", ":"), default=jsonable)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Store:
+    """Results of stages on any fsspec location."""
+
+    root: Location
+
+    def load(self, stage: str, key: str, kind: type[T], *, reusable: bool = True) -> T | None:
+        """The stored result, or None where it is not whole or, unless `reusable` is False, not reusable.
+
+        It counts as used just now.
+        """
+        touched = self._touch_local(stage, key) if self.root.local else self._touch_remote(stage, key)
+        return self._whole(stage, key, kind, reusable) if touched else None
+
+    def _whole(self, stage: str, key: str, kind: type[T], reusable: bool = True) -> T | None:
+        entry = self.root / stage / key
+        data = (entry / "manifest.json").read_or_none()
+        if data is None:
+            return None
+        try:
+            result = kind.model_validate(json.loads(data)["result"])
+        except (ValueError, KeyError, TypeError, ValidationError):
+            return None
+        folder = entry / result.attempt if result.attempt else entry
+        if (reusable and not result.reusable) or any(
+            (folder / file.path).size() != file.bytes for file in result.outputs
+        ):
+            return None
+        return result
+
+    def working_folder(self, stage: str, key: str) -> AbstractContextManager[Path]:
+        """An empty local folder to make an entry in; on the store's own disk where that is local."""
+        parent = Path(self.root.path) if self.root.local else settings().scratch / "work"
+        return working_folder(parent / stage, key)
+
+    def commit(self, stage: str, key: str, folder: Path, result: T) -> T:
+        """Make what lies in `folder` the entry's files and `result` its result; who comes second adopts the first."""
+        attempt = "" if self.root.local else uuid.uuid4().hex[:12]
+        outputs = entries_of(folder)
+        result = result.model_copy(update={"stage": stage, "key": key, "attempt": attempt, "outputs": outputs})
+        manifest = {
+            "schema": 1,
+            "files": [entry.model_dump() for entry in outputs],
+            "attempt": attempt,
+            "result": result.model_dump(mode="json"),
+        }
+        data = json.dumps(manifest, indent=1).encode()
+        publish = self._commit_local if self.root.local else self._commit_remote
+        return publish(stage, key, folder, data, result)
+
+    def read(self, result: StoredResult, name: str) -> bytes:
+        """One of a result's files, verified."""
+        entry = next(entry for entry in result.outputs if entry.path == name)
+        folder = self.root / result.stage / result.key
+        location = (folder / result.attempt if result.attempt else folder) / name
+        try:
+            return read_verified(location, entry)
+        except (InputError, StorageUnavailable) as error:
+            if location.size() is not None:
+                raise
+            # not the fault of what was asked for: the next run finds no entry and makes it again
+            raise StorageUnavailable(
+                f"{location.url}: it was removed from the store during the run; run again"
+            ) from error
+
+    def _touch_local(self, stage: str, key: str) -> bool:
+        """Whether the entry is there; if so, it was used just now."""
+        folder = Path(self.root.path) / stage
+        try:
+            with storage_errors(str(folder / key)), locked(folder):
+                os.utime(folder / key / "manifest.json")
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _touch_remote(self, stage: str, key: str) -> bool:
+        """The same by a conditional write, which loses where the entry is removed, replaced or touched meanwhile."""
+        manifest = self.root / stage / key / "manifest.json"
+        for _ in range(_COMMIT_TRIES):
+            try:
+                info = manifest.info()
+                if "ETag" not in info or datetime.now(UTC) - info["LastModified"] < TOUCH_AFTER:
+                    return True  # just used; or a storage without conditional writes, which is never pruned
+                content = json.loads(manifest.read()) | {"used_at": datetime.now(UTC).isoformat()}
+                manifest.write(json.dumps(content, indent=1).encode(), IfMatch=info["ETag"])
+                return True
+            except FileNotFoundError:
+                return False
+            except (ValueError, TypeError):
+                return False  # no manifest of ours: broken, and the next commit replaces it
+            except (StorageError, FileExistsError) as error:
+                if not precondition_failed(error):
+                    raise
+        raise StorageUnavailable(f"{manifest.url}: other runs keep changing it")
+
+    def _commit_local(self, stage: str, key: str, folder: Path, manifest: bytes, result: T) -> T:
+        final = Path(self.root.path) / stage / key
+        with storage_errors(str(final)):
+            write_atomically(folder / "manifest.json", manifest)
+            return take_place(folder, final, lambda: self._adopted_local(stage, key, type(result))) or result
+
+    def _adopted_local(self, stage: str, key: str, kind: type[T]) -> T | None:
+        """What `take_place` found, used as from now; the stage's folder is locked already."""
+        found = self._whole(stage, key, kind)
+        if found is not None:
+            os.utime(Path(self.root.path) / stage / key / "manifest.json")
+        return found
+
+    def _commit_remote(self, stage: str, key: str, folder: Path, manifest: bytes, result: T) -> T:
+        entry = self.root / stage / key
+        for file in result.outputs:
+            (entry / result.attempt / file.path).upload(folder / file.path)
+        winner, condition = entry / "manifest.json", {"IfNoneMatch": "*"}
+        for _ in range(_COMMIT_TRIES):
+            try:
+                winner.write(manifest, **condition)
+                return result
+            except (StorageError, FileExistsError) as error:
+                if not precondition_failed(error):
+                    raise
+            # before the entry is read, so that only what was found broken is replaced
+            etag = winner.etag()
+            adopted = self.load(stage, key, type(result))
+            if adopted is not None:
+                if adopted.attempt != result.attempt:  # else our own write won, and only its answer was lost
+                    for file in result.outputs:
+                        (entry / result.attempt / file.path).delete()
+                return adopted
+            condition = {"IfMatch": etag} if etag is not None else {"IfNoneMatch": "*"}
+        raise StorageUnavailable(f"{entry.url}: another process keeps putting a broken entry there")
+
+
+@lru_cache
+def store() -> Store:
+    """The store that `CAPTURE2MESH_STORE` names."""
+    return Store(Location.of(settings().store))

@@ -1,0 +1,363 @@
+"""Real processes for the integration tests: the command line, a Prefect server with workers, an S3 server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import s3fs
+
+from tasks.report import Report
+from tasks.store.location import Manifest
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 240
+STAGES = ("stage_capture", "validate_capture", "infer", "export_glb", "convert_formats", "validate_mesh")
+SMALL = {
+    "export.texture_px": "256",
+    "export.faces": "2000",
+    "infer.fusion.max_voxels": "64",
+    "limits.min_vertices": "100",
+}
+PREFECT_ENV = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_UI_ENABLED": "false",
+    "PREFECT_WORKER_QUERY_SECONDS": "1",
+    "PREFECT_CLI_PROMPT": "false",
+}
+
+Snapshot = dict[str, tuple[int, str]]
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without anything that configures what is tested."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PREFECT_", "CAPTURE2MESH_", "AWS_", "FSSPEC_"))
+    } | PREFECT_ENV
+
+
+def assignments(values: Mapping[str, str]) -> list[str]:
+    """`--set` options."""
+    return [argument for name, value in values.items() for argument in ("--set", f"{name}={value}")]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run of the command line gave."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def report(self) -> Report:
+        """The report that --json printed, and nothing else on stdout."""
+        return Report.model_validate_json(self.stdout)
+
+    @property
+    def ran(self) -> list[str]:
+        """The stages that were no hit; publish is never one."""
+        assert self.report.stages[-1].name == "publish"
+        return [stage.name for stage in self.report.stages[:-1] if not stage.cached]
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """`python -m flows` with a store, a scratch folder and an output of its own; without `server`, Prefect's own."""
+
+    folder: Path
+    server: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "out"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        own = {
+            "CAPTURE2MESH_STORE": str(self.store),
+            "CAPTURE2MESH_SCRATCH": str(self.folder / "scratch"),
+            "PREFECT_HOME": str(self.folder / "prefect"),
+        }
+        server = {"PREFECT_API_URL": self.server} if self.server else {}
+        return clean_environment() | own | server | dict(self.env)
+
+    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+        """Start `python -m flows` in a process group of its own."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows", *map(str, arguments)],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: str | Path) -> Finished:
+        """Run `python -m flows` to its end."""
+        process = self.start(*arguments)
+        try:
+            stdout, stderr = process.communicate(timeout=TIMEOUT)
+        finally:
+            kill_group(process)
+        return Finished(process.returncode, stdout, stderr)
+
+    def reconstruct_arguments(
+        self, capture: Path | str, output: Path | str | None = None, **values: str
+    ) -> list[str | Path]:
+        """A small reconstruction with --json; `values` are parameters, with `__` for the dots."""
+        parameters = SMALL | {name.replace("__", "."): value for name, value in values.items()}
+        return ["reconstruct", capture, output or self.output, "--json", *assignments(parameters)]
+
+    def reconstruct(self, capture: Path | str, output: Path | str | None = None, **values: str) -> Finished:
+        return self.run(*self.reconstruct_arguments(capture, output, **values))
+
+
+def kill_group(process: subprocess.Popen[Any]) -> None:
+    """SIGKILL a process that leads a group, and all of its group; nothing where it is gone."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextmanager
+def running(
+    arguments: list[str], env: Mapping[str, str], log: Path, cwd: Path = ROOT
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A background process in a group of its own; stopped at the end, killed where it does not stop."""
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            arguments, cwd=cwd, env=dict(env), stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(timeout=10)
+                except subprocess.TimeoutExpired:
+                    print(f"{arguments[:3]} had to be killed")
+            kill_group(process)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody has."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(closing(socket.socket())) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def wait_for(what: str, condition: Callable[[], Any], seconds: float = 90, pause: float = 0.2) -> Any:
+    """The first true value of `condition`."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what}: not within {seconds} s")
+        time.sleep(pause)
+    return value
+
+
+def wait_until_served(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    def served() -> bool:
+        assert process.poll() is None, log.read_text()
+        try:
+            return httpx.get(url, timeout=5).is_success
+        except httpx.TransportError:
+            return False
+
+    wait_for(url, served)
+
+
+@contextmanager
+def prefect(folder: Path, port: int | None = None) -> Iterator[str]:
+    """A Prefect server with a database of its own, the folder's; gives the URL of its API."""
+    port = port or free_ports(1)[0]
+    log = folder / "prefect-server.log"
+    env = clean_environment() | {"PREFECT_HOME": str(folder / "prefect")}
+    start = ["-m", "infra.prefect_server", "server", "start"]
+    arguments = [sys.executable, *start, "--host", "127.0.0.1", "--port", str(port)]
+    with running(arguments, env, log) as process:
+        url = f"http://127.0.0.1:{port}/api"
+        wait_until_served(f"{url}/health", process, log)
+        yield url
+
+
+@dataclass(frozen=True)
+class S3:
+    """A real S3 server with the buckets `captures` (its worker may only read it), `assets` and `store`."""
+
+    endpoint: str
+    env: Mapping[str, str]
+    """Of the worker, for subprocesses."""
+    admin: s3fs.S3FileSystem
+    """Of the test, which may do all."""
+
+    def upload(self, folder: Path, prefix: str) -> str:
+        """Upload a folder; gives its URL."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self.admin.pipe_file(f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+        return f"s3://{prefix}"
+
+    def keys(self, prefix: str) -> dict[str, bytes]:
+        """Every object below a prefix, by relative key."""
+        return {path.removeprefix(f"{prefix}/"): self.admin.cat_file(path) for path in self.admin.find(prefix)}
+
+
+BUCKETS = ("captures", "assets", "store")
+WORKER_KEY, WORKER_SECRET = "worker-key-id", "worker-secret-0123456789"
+ADMIN_KEY, ADMIN_SECRET = "admin-key-id", "admin-secret-0123456789"
+REGION = "us-east-1"
+
+
+@contextmanager
+def seaweedfs(folder: Path, webhook: Mapping[str, str] | None = None) -> Iterator[S3]:
+    """SeaweedFS on the loopback interface; every port explicit, since a busy default would silently move.
+
+    webhook: with these variables over infra/seaweedfs/notification.toml it tells of what is written to `captures`.
+    """
+    names = [f"{part}.port{grpc}" for part in ("master", "volume", "filer", "s3", "admin") for grpc in ("", ".grpc")]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    everything = [f"{action}:{bucket}" for bucket in ("assets", "store") for action in ("Read", "Write", "List")]
+    config = {
+        "identities": [
+            _identity("admin", ADMIN_KEY, ADMIN_SECRET, ["Admin", "Read", "Write", "List"]),
+            _identity("worker", WORKER_KEY, WORKER_SECRET, ["Read:captures", "List:captures", *everything]),
+            {"name": "anonymous", "actions": ["Read:assets"]},
+        ]
+    }
+    (folder / "s3.json").write_text(json.dumps(config))
+    data = folder / "data"
+    data.mkdir()
+    options = {
+        "dir": data,
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        "bucket": ",".join(BUCKETS),
+        "master.telemetry": "false",
+        "webdav": "false",
+        "admin.ui": "false",
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        "s3.config": folder / "s3.json",
+        "filer.localSocket": folder / "filer.sock",
+        **ports,
+    }
+    weed = str(Path(sys.executable).with_name("weed"))
+    log = folder / "weed.log"
+    env = clean_environment() | {"GOMEMLIMIT": "300MiB"} | dict(webhook or {})
+    notifies = [] if webhook is None else [f"-config_dir={ROOT / 'infra' / 'seaweedfs'}"]
+    endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+    admin = s3fs.S3FileSystem(
+        key=ADMIN_KEY,
+        secret=ADMIN_SECRET,
+        client_kwargs={"endpoint_url": endpoint, "region_name": REGION},
+        use_listings_cache=False,
+    )
+    with running(
+        [weed, *notifies, "mini", *(f"-{name}={value}" for name, value in options.items())], env, log, cwd=folder
+    ) as process:
+        wait_until_served(f"{endpoint}/healthz", process, log)
+        # healthy comes before the buckets are there
+        for bucket in BUCKETS:
+            wait_for(bucket, lambda bucket=bucket: admin.exists(bucket))
+        yield S3(
+            endpoint=endpoint,
+            env={
+                "AWS_ENDPOINT_URL": endpoint,
+                "AWS_ACCESS_KEY_ID": WORKER_KEY,
+                "AWS_SECRET_ACCESS_KEY": WORKER_SECRET,
+                "AWS_REGION": REGION,
+                "AWS_DEFAULT_REGION": REGION,
+            },
+            admin=admin,
+        )
+
+
+def _identity(name: str, key: str, secret: str, actions: list[str]) -> dict[str, Any]:
+    return {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
+
+
+def ask(server: str, path: str) -> Any:
+    """What a Prefect server answers to a GET."""
+    return httpx.get(f"{server}{path}", timeout=30).raise_for_status().json()
+
+
+def post(server: str, path: str, **body: Any) -> Any:
+    """What a Prefect server answers to a POST; on SQLite it is busy (503) now and then."""
+
+    def answer() -> httpx.Response | None:
+        response = httpx.post(f"{server}{path}", json=body, timeout=30)
+        return None if response.status_code == httpx.codes.SERVICE_UNAVAILABLE else response
+
+    return wait_for(path, answer).raise_for_status().json()
+
+
+def task_runs(server: str, count: int, **chosen: Any) -> list[dict[str, Any]]:
+    """So many task runs in the order of their start, once the server has noted their ends: it does that later."""
+
+    def ended() -> list[dict[str, Any]] | None:
+        runs = post(server, "/task_runs/filter", sort="EXPECTED_START_TIME_ASC", **chosen)
+        return runs if len(runs) >= count and all(run["end_time"] for run in runs) else None
+
+    found: list[dict[str, Any]] = wait_for("the ends of the task runs", ended)
+    return found
+
+
+def snapshot(folder: Path) -> Snapshot:
+    """Every file and folder below: when it was changed, and its content."""
+    return {
+        path.relative_to(folder).as_posix(): (
+            path.stat().st_mtime_ns,
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
+        )
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def assert_published(contents: Mapping[str, bytes], outputs: list[str]) -> None:
+    """A published folder holds exactly `outputs` and what closes it, and its manifest verifies."""
+    assert sorted(contents) == sorted([*outputs, "report.json", "manifest.json", "_SUCCESS"])
+    entries = Manifest.model_validate_json(contents["manifest.json"]).files
+    assert sorted(entry.path for entry in entries) == sorted([*outputs, "report.json"])
+    for entry in entries:
+        data = contents[entry.path]
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (entry.bytes, entry.sha256), entry.path
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_whole(store: Path) -> None:
+    """A local store holds whole entries and nothing else: no working folder, no broken entry."""
+    for stage in store.iterdir() if store.exists() else ():
+        assert stage.name in (*STAGES, "_records", "_ledger"), stage
+        for entry in stage.iterdir():
+            assert not entry.name.startswith("."), entry
+            assert stage.name.startswith("_") or (entry / "manifest.json").is_file(), entry
