@@ -57,7 +57,6 @@ class CaptureReport(StoredResult):
     views: tuple[ViewReport, ...]
     warnings: tuple[Problem, ...]
     has_cameras: bool
-    has_depth: bool
 
     @property
     def lacks_masks(self) -> bool:
@@ -114,7 +113,6 @@ def examine(
         views=tuple(_with_verdict(view, warnings) for view in facts),
         warnings=tuple(warnings),
         has_cameras=all(view.camera is not None for view in facts),
-        has_depth=all(view.report.depth_m is not None for view in facts),
     )
 
 

@@ -59,7 +59,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class DepthMap:
+class DecodedDepth:
     """A decoded depth map. read: (h, w) bool, where there is a reading. metres: (h, w) float32, 0 = no reading, or None
     for a relative map (8-bit grey) without a known range."""
 
@@ -88,7 +88,7 @@ def decode_picture(path: str, data: bytes, max_pixels: int) -> Picture:
 
 def decode_depth(
     path: str, data: bytes, unit: float, depth_range: tuple[float, float] | None, max_pixels: int
-) -> DepthMap:
+) -> DecodedDepth:
     """Decode a depth map.
 
     16-bit integers times `unit` are metres; floats are metres; readings that are not finite and positive, or lie at a
@@ -108,14 +108,14 @@ def decode_depth(
     if raw.dtype == np.uint8:
         read = raw > 0
         if depth_range is None:
-            return DepthMap(read, None)
+            return DecodedDepth(read, None)
         near, far = depth_range
         steps = (raw.astype(np.float32) - 1) / (_OPAQUE - 1)
-        return DepthMap(read, np.where(read, far - steps * (far - near), 0).astype(np.float32))
+        return DecodedDepth(read, np.where(read, far - steps * (far - near), 0).astype(np.float32))
     with np.errstate(over="ignore", invalid="ignore"):
         metres = raw.astype(np.float32) * np.float32(unit if raw.dtype == np.uint16 else 1.0)
         read = np.isfinite(metres) & (metres > 0) & (metres < _NOTHING_HIT)
-    return DepthMap(read, np.where(read, metres, np.float32(0)))
+    return DecodedDepth(read, np.where(read, metres, np.float32(0)))
 
 
 @contextmanager

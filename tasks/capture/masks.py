@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
 from tasks.capture.camera import Camera
+
+Pixel = TypeVar("Pixel", bound=np.generic)
 
 # Alpha from here on is foreground: the pixel's larger part is the object.
 _ALPHA_FOREGROUND = 128
@@ -19,11 +23,11 @@ _SHARPNESS_PX = 512
 _SHARPNESS_MARGIN_PX = 3
 
 
-def resample(mask: NDArray[np.bool_], width: int, height: int) -> NDArray[np.bool_]:
-    """The nearest pixel of a mask (h, w) for each pixel of a (height, width) one; both cover the same field of view."""
-    rows = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(np.intp)
-    columns = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(np.intp)
-    nearest: NDArray[np.bool_] = mask[rows[:, None], columns]
+def resample(image: NDArray[Pixel], width: int, height: int) -> NDArray[Pixel]:
+    """A mask or picture (h, w, ...) at another size, (height, width, ...): each new pixel takes the nearest old one."""
+    rows = ((np.arange(height) + 0.5) * image.shape[0] / height).astype(np.intp)
+    columns = ((np.arange(width) + 0.5) * image.shape[1] / width).astype(np.intp)
+    nearest: NDArray[Pixel] = image[rows[:, None], columns]
     return nearest
 
 
@@ -47,9 +51,8 @@ def from_readings(
 def within(depth: NDArray[np.float32], camera: Camera, bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Where a depth map (h, w) in metres, of a camera of its size, has readings in `bounds` (2, 3), world metres."""
     rows, columns = np.nonzero(depth)
-    rays = camera.rays().reshape(*depth.shape, 3)[rows, columns]
     with np.errstate(all="ignore"):  # of cameras that are refused later
-        points = camera.centre + depth[rows, columns, None] * rays
+        points = camera.points(rows, columns, depth[rows, columns])
         inside = ((points >= bounds[0]) & (points <= bounds[1])).all(axis=1)
     result = np.zeros(depth.shape, bool)
     result[rows, columns] = inside

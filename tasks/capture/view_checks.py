@@ -187,18 +187,15 @@ def _border_share(mask: NDArray[np.bool_]) -> float:
 
 
 def _object_point(view: View) -> NDArray[np.float64] | None:
-    """The world point in the middle of the object's readings, at their median depth (distortion neglected)."""
+    """The world point (3,) in the middle of the object's readings, at their median depth, metres."""
     if view.camera is None or view.depth is None or not view.depth.any():
         return None
     rows, columns = np.nonzero(view.depth)
     camera = view.camera.resized(view.depth.shape[1], view.depth.shape[0])
-    x = (columns.mean() + 0.5 - camera.cx) / camera.fl_x
-    y = (rows.mean() + 0.5 - camera.cy) / camera.fl_y
-    to_world = camera.camera_to_world[:3, :3]  # OpenGL axes: y up, looking along -z
-    point: NDArray[np.float64] = camera.centre + to_world @ (
-        np.median(view.depth[rows, columns]) * np.array([x, -y, -1])
-    )
-    return point
+    middle_depth = np.median(view.depth[rows, columns], keepdims=True)
+    with np.errstate(all="ignore"):  # a wild distortion has no inverse
+        point = camera.points(rows.mean(keepdims=True), columns.mean(keepdims=True), middle_depth)[0]
+    return point if np.isfinite(point).all() else None
 
 
 def _fingerprint(view: View) -> str:

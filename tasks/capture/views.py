@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tasks.capture import masks
 from tasks.capture.camera import Camera
-from tasks.capture.images import DecodeError, DepthMap, Picture, decode_depth, decode_picture
+from tasks.capture.images import DecodedDepth, DecodeError, Picture, decode_depth, decode_picture
 from tasks.capture.layout import Reader, ViewFiles, pair
 from tasks.capture.transforms import Cameras, load_cameras
 from tasks.errors import Problem
@@ -48,7 +48,7 @@ class Decoded:
 
     view: View
     picture: Picture
-    depth_map: DepthMap | None
+    depth_map: DecodedDepth | None
     mask_from: MaskSource
 
 
@@ -97,7 +97,7 @@ def decode_view(files: ViewFiles, cameras: Cameras, read: Reader) -> Decoded:
 
 
 def _foreground(
-    picture: Picture, depth_map: DepthMap | None, camera: Camera | None, bounds: NDArray[np.float64] | None
+    picture: Picture, depth_map: DecodedDepth | None, camera: Camera | None, bounds: NDArray[np.float64] | None
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32] | None, MaskSource]:
     """The mask (h, w), the depth that lies in it, and where the mask is from."""
     height, width = picture.rgb.shape[:2]

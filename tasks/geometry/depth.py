@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from tasks.capture.camera import Camera
+from tasks.capture.masks import resample
 from tasks.capture.views import View
 
 # A silhouette in a mask may be off by this much: nothing nearer to it (pixels) is taken for background
@@ -76,7 +77,7 @@ def cut_out(view: View) -> DepthMap | None:
     """
     assert view.depth is not None and view.camera is not None
     height, width = view.depth.shape
-    mask = _resized_mask(view.mask, height, width)
+    mask = resample(view.mask, width, height)
     depth = np.where(mask & np.isfinite(view.depth) & (view.depth > 0), view.depth, 0).astype(np.float64)
     if not mask.any():
         return None
@@ -138,7 +139,8 @@ def tangent_planes(depth_map: DepthMap, noise: float) -> Planes:
         cosine = -(normals * rays).sum(axis=2) / np.linalg.norm(rays, axis=2)
         good = (depth_map.silhouette < 0) & (inverse > 0) & (support > MIN_SUPPORT) & (cosine > MIN_COSINE)
         good &= scatter_m < STEP_FOOTPRINTS * footprint + STEP_SIGMAS * noise
-    points = camera.centre + rays[good] * fitted[good][:, None]
+    rows, columns = np.nonzero(good)
+    points = camera.points(rows + top, columns + left, fitted[good])
     plane = np.zeros((*depth.shape, 4), np.float32)
     plane[good, :3] = normals[good]
     plane[good, 3] = -(normals[good] * points).sum(axis=1)
@@ -192,10 +194,3 @@ def _linear_fit(values: NDArray[np.float64], sigma: float) -> tuple[NDArray[np.f
         a = mv - b * mx - c * my + level
     usable = determinant > 1e-3 * sigma**4  # else the readings lie on one line
     return np.where(usable, a, 0), b, c, scatter, s
-
-
-def _resized_mask(mask: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:
-    """The mask at the depth map's size: the value under every pixel's centre."""
-    rows = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(int)
-    return np.asarray(mask[rows[:, None], columns])

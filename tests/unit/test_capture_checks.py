@@ -84,7 +84,6 @@ def test_a_good_capture_is_reported() -> None:
     assert [view.name for view in found.views] == ["view_000", "view_001", "view_002", "view_003"]
     assert found.warnings == ()
     assert found.has_cameras
-    assert found.has_depth
     view = found.views[0]
     assert (view.width, view.height, view.channels, view.verdict) == (SIZE, SIZE, 4, "ok")
     assert view.depth_m == pytest.approx((0.7, 0.92), abs=0.03)
@@ -95,7 +94,7 @@ def test_a_good_capture_is_reported() -> None:
 def test_a_capture_of_views_alone_is_enough_for_trellis() -> None:
     content = {VIEW: opaque(GOOD)[VIEW]}
     found = report(content, TRELLIS)
-    assert (found.has_cameras, found.has_depth, found.warnings) == (False, False, ())
+    assert (found.has_cameras, found.views[0].depth_m, found.warnings) == (False, None, ())
 
 
 def test_relative_depth_is_no_fault_for_trellis() -> None:
@@ -196,7 +195,6 @@ def test_grey_depth_with_its_range_is_metric() -> None:
         grey = np.where(depth > 0, np.rint(255 - (depth - 0.5) * 254), 0).astype(np.uint8)
         content[f"depth/view_00{index}.png"] = encoded(grey)
     found = report(content)
-    assert found.has_depth
     assert found.views[0].depth_m == pytest.approx((0.7, 0.92), abs=0.03)
 
 

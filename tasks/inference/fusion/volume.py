@@ -149,11 +149,10 @@ def _rough_centre(maps: Sequence[DepthMap]) -> NDArray[np.float64]:
     """A point about the object: float32 is exact enough around it, wherever the world's origin may be."""
     centres = []
     for depth_map in (depth_map for depth_map in maps if depth_map.depth.any()):
-        rows, columns = np.nonzero(depth_map.depth)
-        middle = len(rows) // 2
-        row, column = int(rows[middle]), int(columns[middle])
-        index = (row + depth_map.corner[0]) * depth_map.camera.width + column + depth_map.corner[1]
-        centres.append(depth_map.camera.centre + depth_map.camera.rays()[index] * depth_map.depth[row, column])
+        readings = np.argwhere(depth_map.depth)
+        row, column = readings[len(readings) // 2][:, None]
+        top, left = depth_map.corner
+        centres.append(depth_map.camera.points(row + top, column + left, depth_map.depth[row, column])[0])
     return np.asarray(np.median(centres, axis=0))
 
 
