@@ -1,4 +1,4 @@
-"""Pinhole cameras in the nerfstudio convention (transforms.json)."""
+"""Pinhole cameras in the nerfstudio convention (transforms.json); every room that works with views uses them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,25 @@ _GL_TO_PINHOLE = np.array([1.0, -1.0, -1.0])
 class Camera:
     """Pinhole camera; pixel centres lie at half-integers, so cx = width / 2 is the middle.
 
-    `camera_to_world` is 4x4 float64 in OpenGL axes (x right, y up, looks along -z), metres, world z-up.
-    `distortion` is OpenCV's (k1, k2, p1, p2). Convention: https://docs.nerf.studio/quickstart/data_conventions.html
+    Convention: https://docs.nerf.studio/quickstart/data_conventions.html
     """
 
     width: int
+    """Pixels"""
     height: int
+    """Pixels"""
     fl_x: float
+    """Focal length, pixels"""
     fl_y: float
+    """Focal length, pixels"""
     cx: float
+    """Principal point, pixels from the left border"""
     cy: float
+    """Principal point, pixels from the upper border"""
     camera_to_world: NDArray[np.float64]
+    """(4, 4) in OpenGL axes (x right, y up, looks along -z), metres, world z-up"""
     distortion: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """OpenCV's (k1, k2, p1, p2)"""
 
     @property
     def centre(self) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""What of a view is the object, and what of it is sharp."""
+"""Masks of the object in a view, and the sharpness inside of them; `views` and `view_checks` call it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ALPHA_FOREGROUND = 128
 _DILATE_PX = 2
 # Sharpness is compared at one scale, so that views of different sizes can be told apart. Pixels, longest side.
 _SHARPNESS_PX = 512
-# Silhouettes are sharp in blurred pictures of cut-out objects, too: only the inside counts. Pixels at that scale.
+# The silhouette of a cut-out object is sharp even in a blurred picture: only pixels further inside than this count.
 _SHARPNESS_MARGIN_PX = 3
 
 
@@ -49,7 +49,10 @@ def from_readings(
 
 
 def within(depth: NDArray[np.float32], camera: Camera, bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Where a depth map (h, w) in metres, of a camera of its size, has readings in `bounds` (2, 3), world metres."""
+    """True, (h, w), for the readings of a depth map in metres that lie in `bounds` (2, 3), world metres.
+
+    camera: of the depth map's size.
+    """
     rows, columns = np.nonzero(depth)
     with np.errstate(all="ignore"):  # of cameras that are refused later
         points = camera.points(rows, columns, depth[rows, columns])
@@ -62,7 +65,7 @@ def within(depth: NDArray[np.float32], camera: Camera, bounds: NDArray[np.float6
 def sharpness(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> float:
     """Variance of the Laplacian of the grey values inside the mask, in a picture of at most 512 pixels.
 
-    image: (h, w, 3) uint8, mask: (h, w). 0.0 where the mask leaves nothing. Pech-Pacheco et al., Diatom
+    image: (h, w, 3) uint8, mask: (h, w). 0.0 if the mask leaves nothing. Pech-Pacheco et al., Diatom
     autofocusing in brightfield microscopy, ICPR 2000.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))

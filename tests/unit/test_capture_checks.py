@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from tasks.capture.capture_checks import Needs, check_manifest
+from tasks.capture.capture_checks import Needs, check_manifest, examine
 from tasks.errors import CaptureRefused, Problem
 from tests.support.tiny import (
     FUSION,
@@ -91,6 +91,19 @@ def test_a_good_capture_is_reported() -> None:
     assert view.sharpness > 1000
 
 
+def test_every_file_is_read_once_and_every_view_has_a_thumbnail() -> None:
+    read: list[str] = []
+
+    def reader(path: str) -> bytes:
+        read.append(path)
+        return GOOD[path]
+
+    found, thumbnails = examine("tiny", entries(GOOD), reader, FUSION)
+    assert sorted(read) == sorted(GOOD)
+    assert [small.name for small in thumbnails] == [view.name for view in found.views]
+    assert thumbnails[0].picture.getextrema()[3] == (0, 255)
+
+
 def test_a_capture_of_views_alone_is_enough_for_trellis() -> None:
     content = {VIEW: opaque(GOOD)[VIEW]}
     found = report(content, TRELLIS)
@@ -114,8 +127,8 @@ def _cases() -> list[Any]:
         "truncated depth": (GOOD | {DEPTH: GOOD[DEPTH][:-30]}, DEPTH, "broken"),
         "empty view": (GOOD | {VIEW: b""}, VIEW, "0 bytes"),
         "empty depth": (GOOD | {DEPTH: b""}, DEPTH, "0 bytes"),
-        "empty transforms": (GOOD | {CAMERAS: b""}, CAMERAS, "no valid JSON"),
-        "no image": (GOOD | {VIEW: b"these are notes"}, VIEW, "no readable PNG or JPEG"),
+        "empty transforms": (GOOD | {CAMERAS: b""}, CAMERAS, "not valid JSON"),
+        "no image": (GOOD | {VIEW: b"these are notes"}, VIEW, "not a readable PNG or JPEG"),
         "other size": (
             GOOD | {VIEW: encoded(random_picture(32, 32))},
             VIEW,
@@ -275,9 +288,9 @@ def test_a_right_manifest_is_no_problem() -> None:
         (manifest({"path": VIEW, "size": 3}), VIEW, "manifest.json says 3"),
         (manifest({"path": VIEW, "bytes": len(GOOD[VIEW]), "sha256": "00"}), VIEW, "sha256"),
         (manifest({"path": "../x", "bytes": 3, "sha256": ""}), "../x", "leaves the capture folder"),
-        ("{", "manifest.json", "no manifest"),
-        ('{"files": 3}', "manifest.json", "no manifest"),
-        ("[" * 100_000, "manifest.json", "no manifest"),
+        ("{", "manifest.json", "not a valid manifest"),
+        ('{"files": 3}', "manifest.json", "not a valid manifest"),
+        ("[" * 100_000, "manifest.json", "not a valid manifest"),
     ],
 )
 def test_a_manifest_that_contradicts_is_a_problem(text: str, where: str, what: str) -> None:
