@@ -31,20 +31,18 @@ class Thumbnail:
 
     name: str
     """The view's"""
-    picture: Image.Image
-    """RGBA, of 160 pixels at most; its alpha is the mask"""
+    tiles: dict[int, Image.Image]
+    """By pixels of the longer side at most: the view in every size that the sheet may need, RGB"""
 
 
 def thumbnail(view: View) -> Thumbnail:
-    """The thumbnail of a view."""
-    picture = Image.fromarray(np.dstack([view.image, view.mask.astype(np.uint8) * 255]))
-    largest, _ = _SIZES[0]
-    picture.thumbnail((largest, largest), Image.Resampling.BOX)
-    return Thumbnail(view.name, picture)
+    """The thumbnail of a view, on checkers outside of the mask."""
+    picture = Image.fromarray(np.dstack([view.image, view.mask.astype(np.uint8) * 255])).convert("RGBa")
+    return Thumbnail(view.name, {tile: _on_checkers(picture, tile) for tile, _ in _SIZES})
 
 
 def contact_sheet(thumbnails: Sequence[Thumbnail]) -> bytes:
-    """All views with their names as JPEG: six a row (more if there are many), on checkers outside of the mask."""
+    """All views with their names as JPEG: six a row, more if there are many."""
     for tile, quality in _SIZES:
         picture = io.BytesIO()
         _draw(thumbnails, tile).save(picture, "JPEG", quality=quality)
@@ -62,19 +60,19 @@ def _draw(thumbnails: Sequence[Thumbnail], tile: int) -> Image.Image:
     font = ImageFont.load_default(size=11)
     for index, view in enumerate(thumbnails):
         x, y = _GAP + index % columns * pitch_x, _GAP + index // columns * pitch_y
-        picture = _on_checkers(view.picture, tile)
+        picture = view.tiles[tile]
         sheet.paste(picture, (x + (tile - picture.width) // 2, y + (tile - picture.height) // 2))
         draw.text((x + tile // 2, y + tile + 2), _shortened(view.name, tile, font), _INK, font, anchor="ma")
     return sheet
 
 
 def _on_checkers(picture: Image.Image, tile: int) -> Image.Image:
-    picture = picture.copy()
-    picture.thumbnail((tile, tile), Image.Resampling.BOX)
-    y, x = np.mgrid[: picture.height, : picture.width] // _CHECKER_PX
+    small = picture.copy()
+    small.thumbnail((tile, tile), Image.Resampling.BOX)
+    y, x = np.mgrid[: small.height, : small.width] // _CHECKER_PX
     checkers = np.choose((x + y) % 2, _CHECKERS).astype(np.uint8)
     background = Image.fromarray(checkers).convert("RGBA")
-    return Image.alpha_composite(background, picture).convert("RGB")
+    return Image.alpha_composite(background, small.convert("RGBA")).convert("RGB")
 
 
 def _shortened(name: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
