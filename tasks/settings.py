@@ -36,6 +36,11 @@ class FusionParameters(_Parameters):
         le=1024,
         description="At most; bounds memory and time. 32 to 1024.",
     )
+    subject: Literal["auto", "object", "surface"] = Field(
+        "auto",
+        title="Subject",
+        description="object: closed. surface: open, without what no view saw. auto: open if most would be invented.",
+    )
     crumb_fraction: float = Field(
         0.02,
         title="Crumb size",

@@ -10,13 +10,16 @@ from PIL import Image
 from scipy import ndimage
 
 from tasks.capture.camera import Camera
+from tasks.capture.subject import Box
 
 Pixel = TypeVar("Pixel", bound=np.generic)
 
 # Alpha from here on is foreground: the pixel's larger part is the object.
 _ALPHA_FOREGROUND = 128
 # Depth readings are lost along silhouettes; carving with the raw mask doubled the error of the surface. Depth pixels.
-_DILATE_PX = 2
+_RIM_PX = 2
+# A depth map with less than this share around its readings was not cut out along an object.
+_CUT_OUT_SHARE = 0.2
 # Sharpness is compared at one scale, so that views of different sizes can be told apart. Pixels, longest side.
 _SHARPNESS_PX = 512
 # The silhouette of a cut-out object is sharp even in a blurred picture: only pixels further inside than this count.
@@ -36,29 +39,42 @@ def from_alpha(alpha: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return alpha >= _ALPHA_FOREGROUND
 
 
-def from_readings(
-    inside: NDArray[np.bool_], background: NDArray[np.bool_], width: int, height: int
-) -> NDArray[np.bool_]:
-    """Foreground (height, width) by a depth map's silhouette, filled and dilated.
+def behind_or_beside(depth: NDArray[np.float32], camera: Camera, box: Box) -> NDArray[np.bool_]:
+    """Known background (h, w) of a depth map in metres: rays that miss the box, and readings beyond it.
 
-    inside: (dh, dw), readings on the object. background: (dh, dw), readings known to lie behind or beside it. Enclosed
-    pixels without any reading are unknown, so they stay foreground; seen background does not.
+    A pixel without a reading says nothing; one with a reading before the box hides it. camera: of the map's size.
     """
-    filled = inside | (ndimage.binary_fill_holes(inside) & ~background)
-    return resample(ndimage.binary_dilation(filled, iterations=_DILATE_PX), width, height)
-
-
-def within(depth: NDArray[np.float32], camera: Camera, bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """True, (h, w), for the readings of a depth map in metres that lie in `bounds` (2, 3), world metres.
-
-    camera: of the depth map's size.
-    """
-    rows, columns = np.nonzero(depth)
     with np.errstate(all="ignore"):  # of cameras that are refused later
-        points = camera.points(rows, columns, depth[rows, columns])
-        inside = ((points >= bounds[0]) & (points <= bounds[1])).all(axis=1)
+        enter, leave = (multiple.reshape(depth.shape) for multiple in box.crossed(camera.centre, camera.rays()))
+        return _without_rim((enter > leave) | (leave <= 0) | ((depth > 0) & (depth > leave)))
+
+
+def around_cut_out(read: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Known background (h, w) of a depth map that was cut out along an object: what has no reading around it.
+
+    read: (h, w), pixels with a reading. Nothing is known if a reading lies on the image's border, or if little is
+    missing: then these are the gaps that every sensor leaves.
+    """
+    missing = ~read
+    border = np.concatenate([missing[0], missing[-1], missing[:, 0], missing[:, -1]])
+    pieces, _ = ndimage.label(missing)
+    around = pieces == pieces[0, 0]
+    if not border.all() or around.mean() < _CUT_OUT_SHARE:
+        return np.zeros(read.shape, bool)
+    return _without_rim(around)
+
+
+def _without_rim(background: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Without the pixels next to others: readings are wrong or missing along silhouettes."""
+    return np.asarray(ndimage.binary_erosion(background, iterations=_RIM_PX, border_value=1))
+
+
+def within(depth: NDArray[np.float32], camera: Camera, box: Box) -> NDArray[np.bool_]:
+    """True, (h, w), for the readings of a depth map in metres that lie in the box. camera: of the depth map's size."""
+    rows, columns = np.nonzero(depth)
     result = np.zeros(depth.shape, bool)
-    result[rows, columns] = inside
+    with np.errstate(all="ignore"):  # of cameras that are refused later
+        result[rows, columns] = box.holds(camera.points(rows, columns, depth[rows, columns]))
     return result
 
 

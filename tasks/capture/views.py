@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,15 +14,13 @@ from tasks.capture import masks
 from tasks.capture.camera import Camera
 from tasks.capture.images import DecodedDepth, DecodeError, Picture, decode_depth, decode_picture
 from tasks.capture.layout import Reader, ViewFiles, pair
+from tasks.capture.subject import Box, Subject
 from tasks.capture.transforms import Cameras, load_cameras
 from tasks.errors import Problem
 from tasks.settings import settings
 
 # Decoders release the interpreter lock.
 _THREADS = 2
-# A silhouette of depth that covers this share of the view does not separate the object from its surroundings.
-FILLED = 0.98
-
 MaskSource = Literal["alpha", "depth", "bounds", "none"]
 
 
@@ -35,11 +33,30 @@ class View:
     image: NDArray[np.uint8]
     """(h, w, 3) sRGB"""
     mask: NDArray[np.bool_]
-    """(h, w), True for pixels of the object"""
+    """(h, w), False for known background: the object, or pixels that nothing is known of"""
     depth: NDArray[np.float32] | None
     """(dh, dw) metres along the camera's axis, 0 = no reading"""
     camera: Camera | None
     """Of the image's size; `camera.resized(dw, dh)` is the depth map's"""
+
+    @property
+    def has_mask(self) -> bool:
+        """True if something is known to be background."""
+        return not self.mask.all()
+
+    def within(self, box: Box) -> View:
+        """The same view of what lies in the box: other readings go, and pixels that see beyond it are background."""
+        assert self.depth is not None and self.camera is not None
+        (rows, columns), (height, width) = self.depth.shape, self.mask.shape
+        camera = self.camera.resized(columns, rows)
+        background = masks.behind_or_beside(self.depth, camera, box)
+        kept = masks.within(self.depth, camera, box) & ~background
+        mask = self.mask & ~masks.resample(background, width, height)
+        return replace(self, mask=mask, depth=np.where(kept, self.depth, np.float32(0)))
+
+    def of(self, subject: Subject | None) -> View:
+        """The same view of a subject that was found in it."""
+        return self if subject is None or subject.box is None or self.depth is None else self.within(subject.box)
 
 
 @dataclass(frozen=True)
@@ -105,17 +122,18 @@ def _foreground(
     mask = None if picture.alpha is None else masks.from_alpha(picture.alpha)
     if depth_map is None:
         return (np.ones((height, width), bool), None, "none") if mask is None else (mask, None, "alpha")
-    inside, depth = depth_map.read, depth_map.metres
-    source: MaskSource = "depth"
-    if depth is not None and camera is not None and bounds is not None:
-        inside, source = masks.within(depth, camera.resized(depth.shape[1], depth.shape[0]), bounds), "bounds"
-    if mask is None:
-        mask = masks.from_readings(inside, depth_map.read & ~inside, width, height)
-        if source == "depth" and mask.mean() >= FILLED:
-            mask, source = np.ones_like(mask), "none"
-    else:
-        source = "alpha"
+    depth, (rows, columns) = depth_map.metres, depth_map.read.shape
+    box = None if bounds is None or depth is None or camera is None else Box.between(bounds)
+    source: MaskSource = "alpha"
+    if mask is None and box is not None:
+        assert depth is not None and camera is not None
+        background = masks.behind_or_beside(depth, camera.resized(columns, rows), box)
+        mask, source = ~masks.resample(background, width, height), "bounds"
+    elif mask is None:
+        background = masks.around_cut_out(depth_map.read)
+        mask, source = ~masks.resample(background, width, height), "depth" if background.any() else "none"
     if depth is not None:
-        kept = inside & masks.resample(mask, depth.shape[1], depth.shape[0])
-        depth = np.where(kept, depth, np.float32(0))
+        depth = np.where(masks.resample(mask, columns, rows), depth, np.float32(0))
+        if box is not None and camera is not None:
+            depth = np.where(masks.within(depth, camera.resized(columns, rows), box), depth, np.float32(0))
     return mask, depth, source

@@ -12,6 +12,7 @@ from scipy import ndimage
 from tasks.capture.camera import Camera
 from tasks.capture.masks import resample
 from tasks.capture.views import View
+from tasks.geometry.depth_noise import DepthNoise
 
 # A silhouette in a mask may be wrong by this much (pixels): nothing nearer to it is taken for background
 SILHOUETTE_MARGIN = 1.5
@@ -49,9 +50,14 @@ class DepthMap:
     """Of the whole map"""
 
     @property
+    def distance(self) -> float:
+        """Of the object along the camera's axis, metres; 0 without a reading."""
+        return float(np.median(self.depth[self.depth > 0])) if self.depth.any() else 0.0
+
+    @property
     def footprint(self) -> float:
         """Size of a pixel at the object, metres; 0 without a reading."""
-        return float(np.median(self.depth[self.depth > 0])) / self.camera.fl_x if self.depth.any() else 0.0
+        return self.distance / self.camera.fl_x
 
 
 @dataclass(frozen=True)
@@ -94,37 +100,25 @@ def cut_out(view: View) -> DepthMap | None:
     )
 
 
-def noise_level(maps: Sequence[DepthMap]) -> float:
-    """Standard deviation of the depth noise, metres: robust, from second differences of neighbouring readings.
-
-    The normal-distribution factor of the median absolute deviation is 1.4826; a second difference (1, -2, 1) of
-    independent noise has sqrt(6) times its standard deviation.
-    """
-    residuals = []
-    for depth_map in maps:
-        left, middle, right = depth_map.depth[:, :-2], depth_map.depth[:, 1:-1], depth_map.depth[:, 2:]
-        known = (left > 0) & (middle > 0) & (right > 0)
-        residuals.append(np.abs(left - 2 * middle + right)[known])
-    collected = np.concatenate(residuals)
-    return 1.4826 * float(np.median(collected)) / np.sqrt(6) if len(collected) else 0.0
-
-
 def window_for(noise: float, footprint: float) -> float:
     """Sigma (pixels) of the Gaussian window whose mean is certain to `PLANE_ERROR_FOOTPRINTS`."""
     averaging = noise / max(2 * np.sqrt(np.pi) * PLANE_ERROR_FOOTPRINTS * footprint, np.finfo(float).tiny)
     return float(np.clip(averaging, MIN_WINDOW, MAX_WINDOW))
 
 
-def tangent_planes(depth_map: DepthMap, noise: float) -> Planes:
+def tangent_planes(depth_map: DepthMap, sensor: DepthNoise) -> Planes:
     """Fits a plane around every pixel, least squares under a Gaussian window, in inverse depth.
 
     A plane in space is exactly linear in inverse depth over the image, so slanted surfaces are smoothed without bias.
     Windows across a depth step give no plane.
     """
     camera, footprint = depth_map.camera, depth_map.footprint
+    noise = sensor.at(depth_map.depth)
     depth = without_outliers(depth_map.depth, OUTLIER_FOOTPRINTS * footprint + OUTLIER_SIGMAS * noise)
     inverse = np.divide(1.0, depth, out=np.zeros_like(depth), where=depth > 0)
-    inverse, slope_x, slope_y, scatter, support = _linear_fit(inverse, window_for(noise, footprint))
+    inverse, slope_x, slope_y, scatter, support = _linear_fit(
+        inverse, window_for(float(sensor.at(depth_map.distance)), footprint)
+    )
 
     rays = camera.rays().reshape(camera.height, camera.width, 3)
     top, left = depth_map.corner
@@ -152,7 +146,7 @@ def tangent_planes(depth_map: DepthMap, noise: float) -> Planes:
     return Planes(plane.reshape(-1, 4), weight, kept(fitted), kept(cosine), points.astype(np.float32))
 
 
-def without_outliers(depth: NDArray[np.float64], tolerance: float) -> NDArray[np.float64]:
+def without_outliers(depth: NDArray[np.float64], tolerance: NDArray[np.float64] | float) -> NDArray[np.float64]:
     """The depth map without readings that stray from the median of their 3x3 neighbours by more than `tolerance`."""
     padded = np.pad(np.where(depth > 0, depth, np.nan), 1, constant_values=np.nan)
     height, width = depth.shape

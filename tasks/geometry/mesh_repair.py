@@ -78,17 +78,17 @@ def solidify(vertices: NDArray[np.floating], faces: NDArray[np.integer], budget:
 
 
 def without_crumbs(
-    vertices: NDArray[np.floating], faces: NDArray[np.integer], crumb_fraction: float
+    vertices: NDArray[np.floating], faces: NDArray[np.integer], crumb_fraction: float, closed: bool = True
 ) -> tuple[Vertices, Faces]:
-    """Closed pieces, except cavities and pieces with less than `crumb_fraction` of the largest one's area.
+    """The pieces but those with less than `crumb_fraction` of the largest one's area, and, if closed, cavities.
 
-    Raises ValueError if nothing encloses a volume.
+    Raises ValueError if nothing is left.
     """
     piece = connected_pieces(faces, len(vertices))
     normals = face_normals(vertices, faces)
     area = np.bincount(piece, np.linalg.norm(normals, axis=1))
-    volume = np.bincount(piece, (vertices[faces[:, 0]] * normals).sum(axis=1))
-    keep = ((area >= crumb_fraction * area[volume > 0].max(initial=0)) & (volume > 0))[piece]
+    solid = np.bincount(piece, (vertices[faces[:, 0]] * normals).sum(axis=1)) > 0 if closed else area > 0
+    keep = ((area >= crumb_fraction * area[solid].max(initial=0)) & solid)[piece]
     if not keep.any():
         raise ValueError("nothing of the mesh encloses a volume")
     return _compact(vertices, faces[keep])

@@ -9,67 +9,121 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from skimage.measure import marching_cubes
 
 from tasks.capture.camera import Camera
+from tasks.capture.subject import Subject
 from tasks.capture.views import View
 from tasks.errors import InferenceFailed
-from tasks.geometry.depth import DepthMap, cut_out, noise_level, tangent_planes, window_for
+from tasks.geometry.depth import DepthMap, cut_out, tangent_planes, window_for
+from tasks.geometry.depth_noise import DepthNoise, measured_noise
 from tasks.geometry.hole_filling import continued
-from tasks.geometry.mesh_repair import without_crumbs
+from tasks.geometry.mesh_repair import face_normals, without_crumbs
+from tasks.geometry.subject_search import find_subject
+from tasks.inference.fusion.agreement import spread_between
 from tasks.inference.fusion.grid import CELL, VoxelGrid, grid_around, typical_footprint
 from tasks.inference.fusion.seen_space import SeenSpace, signed_distance
 from tasks.settings import FusionParameters
 
-FUSION_VERSION = "2"
+FUSION_VERSION = "3"
 MIN_VIEWS = 3  # with fewer, most of the object would be a guess
 
 THREADS = 2
 # Points worked on at once: fits the caches, and is too few for OpenBLAS to start threads of its own in each of ours
 CHUNK_POINTS = 25_600
 TRUNCATION_VOXELS = 3.0
-TRUNCATION_SIGMAS = 3.0  # of the noise that is left after smoothing
+TRUNCATION_SIGMAS = 3.0  # of what the views contradict each other by
+THIN_SPREADS = 2.0  # solid parts of half this thickness lie between readings that contradict each other
+OPEN_SHARE = 0.5  # of a closed surface that would be invented: then it stays open
 ZERO_GAP = 1e-3  # distances (voxels) are kept this far from 0: marching cubes then makes no degenerate triangles
 
 
-def fuse(
-    views: Sequence[View], parameters: FusionParameters, progress: Callable[[float], None]
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Posed RGB-D views -> a closed surface: vertices (n, 3) metres in the capture's frame, faces (m, 3).
+@dataclass(frozen=True)
+class FusedSurface:
+    """A surface in the capture's frame, with what is known about it."""
+
+    vertices: NDArray[np.float32]
+    """(n, 3) metres"""
+    faces: NDArray[np.int32]
+    """(m, 3), counter-clockwise seen from outside"""
+    subject: Subject
+    """The part of the scene that it is of"""
+    sensor: DepthNoise
+    """The noise of the depth maps"""
+    spread_m: float
+    """Metres by which two views contradict each other after smoothing: sensor and cameras together"""
+    voxel_m: float
+    """Size of the voxels, metres"""
+    invented_share: float
+    """Share of the closed surface's area that no view saw, 0..1; 0 for an open surface, which has no such part"""
+
+
+def fuse(views: Sequence[View], parameters: FusionParameters, progress: Callable[[float], None]) -> FusedSurface:
+    """Posed RGB-D views -> a surface in the capture's frame.
 
     Every view needs a camera and metric depth. Space that a view sees as background or in front of a surface is free.
-    Space that no view saw is inside, except if it hides the smooth continuation of a hollow's walls. Runs give
-    identical bytes. `progress` is called with the share that is done, 0..1.
-    Raises InferenceFailed if the views leave nothing to make a surface of.
+    Of an object, space that no view saw is inside, except if it hides the smooth continuation of a hollow's walls. Of
+    other subjects, only what was seen is part of the surface. Runs give identical bytes. `progress` is called with the
+    share that is done, 0..1. Raises InferenceFailed if the views leave nothing to make a surface of.
     """
+    sensor = measured_noise([view.depth for view in views if view.depth is not None])
+    subject = _subject(views, sensor, parameters)
     with ThreadPoolExecutor(THREADS) as pool:
-        maps = [depth_map for depth_map in pool.map(cut_out, views) if depth_map is not None]
-        if not any(depth_map.depth.any() for depth_map in maps):
+        cut = pool.map(lambda view: cut_out(view.of(subject)), views)
+        maps = [depth_map for depth_map in cut if depth_map is not None and depth_map.depth.any()]
+        if not maps:
             raise InferenceFailed("fusion: no view has a depth reading on the object; check masks and depth maps")
         centre = _rough_centre(maps)
         maps = [replace(depth_map, camera=_moved(depth_map.camera, -centre)) for depth_map in maps]
-        noise = noise_level(maps)
+        floor = (
+            None
+            if subject.plane is None
+            else np.append(subject.plane[:3], subject.plane[3] + subject.plane[:3] @ centre)
+        )
         progress(0.1)
-        planes = list(pool.map(lambda depth_map: tangent_planes(depth_map, noise), maps))
-        grid = grid_around(maps, planes, parameters)
-        truncation = _truncation(grid.voxel, noise, maps)
+        planes = list(pool.map(lambda depth_map: tangent_planes(depth_map, sensor), maps))
+        spread = spread_between(maps, planes)
+        grid = grid_around(maps, planes, parameters, spread, floor)
+        truncation = _truncation(grid.voxel, sensor, spread, maps)
         seen = [SeenSpace.of(*pair, grid.cell_radius, truncation) for pair in zip(maps, planes, strict=True)]
         progress(0.4)
-        volume = _volume(seen, grid, truncation, pool)
+        volume, measured = _volume(seen, grid, truncation, floor, pool)
     progress(0.8)
-    vertices, faces = _surface(volume, grid)
+    vertices, faces, invented = _surface(volume, measured, grid, int(THIN_SPREADS * spread / grid.voxel))
+    if subject.kind == "object" and parameters.subject == "auto" and invented > OPEN_SHARE:
+        reason = f"{invented:.0%} of the closed surface would be invented, so it stays open; {subject.reason}"
+        subject = subject.model_copy(update={"kind": "surface", "reason": reason.removesuffix("; ")})
+    if subject.kind == "surface":
+        vertices, faces, invented = *_open_surface(volume, measured, grid), 0.0
     progress(0.95)
     try:
-        vertices, faces = without_crumbs(vertices, faces, parameters.crumb_fraction)
+        vertices, faces = without_crumbs(vertices, faces, parameters.crumb_fraction, subject.kind == "object")
     except ValueError as error:
         raise InferenceFailed("fusion: the views leave no solid; check that depth, masks and cameras agree") from error
     progress(1.0)
-    return (vertices + centre).astype(np.float32), faces
+    vertices = (vertices + centre).astype(np.float32)
+    return FusedSurface(vertices, faces, subject, sensor, spread, grid.voxel, invented)
+
+
+def _subject(views: Sequence[View], sensor: DepthNoise, parameters: FusionParameters) -> Subject:
+    """The subject: what the masks or bounds leave, else the object that is found, else everything."""
+    if parameters.subject == "surface":
+        return Subject(kind="surface", reason="asked for")
+    if np.mean([view.has_mask for view in views]) > 0.5:
+        return Subject(kind="object", reason="what the views' masks or the bounds leave")
+    found = find_subject(views, sensor)
+    if found is None and parameters.subject == "object":
+        raise InferenceFailed(
+            "fusion: no object was found: the views have no masks and show no plane with something on it;"
+            " give bounds in transforms.json or alpha in the views, or set infer.fusion.subject=surface"
+        )
+    return found or Subject(kind="surface", reason="no masks, and no object on a plane was found: all that was seen")
 
 
 def _rough_centre(maps: Sequence[DepthMap]) -> NDArray[np.float64]:
@@ -89,38 +143,49 @@ def _moved(camera: Camera, offset: NDArray[np.float64]) -> Camera:
     return replace(camera, camera_to_world=pose)
 
 
-def _truncation(voxel: float, noise: float, maps: Sequence[DepthMap]) -> float:
-    """Largest distance from the surface that is kept, metres: more than a voxel and the remaining noise."""
-    window = window_for(noise, typical_footprint(maps))
-    remaining = noise / (2 * np.sqrt(np.pi) * window)
-    return TRUNCATION_VOXELS * voxel + TRUNCATION_SIGMAS * float(remaining)
+def _truncation(voxel: float, sensor: DepthNoise, spread: float, maps: Sequence[DepthMap]) -> float:
+    """Largest distance from the surface that is kept, metres: more than a voxel and what the views contradict by."""
+    noise = float(sensor.at(np.median([depth_map.distance for depth_map in maps])))
+    remaining = noise / (2 * np.sqrt(np.pi) * window_for(noise, typical_footprint(maps)))
+    return TRUNCATION_VOXELS * voxel + TRUNCATION_SIGMAS * max(remaining, spread)
 
 
 def _volume(
-    seen: Sequence[SeenSpace], grid: VoxelGrid, truncation: float, pool: ThreadPoolExecutor
-) -> NDArray[np.float32]:
+    seen: Sequence[SeenSpace],
+    grid: VoxelGrid,
+    truncation: float,
+    floor: NDArray[np.float64] | None,
+    pool: ThreadPoolExecutor,
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Signed distances of all voxels of the grid: exact in the cells that the surface crosses, else of one sign.
 
-    Starts with the cells at measured points and grows to wherever neighbouring voxels of two cells disagree.
+    Also gives the voxels that have been measured. Starts with the cells at measured points and grows to wherever
+    neighbouring voxels of two cells disagree. Space below the floor is free.
     """
 
-    def distances(points: NDArray[np.float32]) -> NDArray[np.float32]:
-        return signed_distance(points, grid.cell_radius, seen, truncation)
+    def distances(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        distance, measured = signed_distance(points, grid.cell_radius, seen, truncation)
+        if floor is None:
+            return distance, measured
+        below = -(points @ floor[:3].astype(np.float32) + np.float32(floor[3]))
+        return np.maximum(distance, np.minimum(below, np.float32(truncation))), measured | (np.abs(below) < grid.voxel)
 
-    coarse = np.concatenate(list(pool.map(distances, _chunks(grid.cell_centres(), CHUNK_POINTS))))
+    coarse = np.concatenate([found for found, _ in pool.map(distances, _chunks(grid.cell_centres(), CHUNK_POINTS))])
     signs = np.where(coarse.reshape(grid.cells) > 0, np.float32(truncation), np.float32(-truncation))
     volume = np.repeat(np.repeat(np.repeat(signs, CELL, 0), CELL, 1), CELL, 2)
-    blocks = volume.reshape([size for count in grid.cells for size in (count, CELL)]).transpose(0, 2, 4, 1, 3, 5)
+    measured = np.zeros(volume.shape, bool)
+    blocks, measured_blocks = grid.blocks(volume), grid.blocks(measured)
     exact = np.zeros(grid.cells, bool)
     wanted = _measured_cells(seen, grid)
     while wanted.any():
         chunks = _chunks(np.argwhere(wanted), CHUNK_POINTS // CELL**3)
         exact_values = pool.map(lambda cells: distances(grid.voxel_centres(cells)), chunks)
-        for cells, values in zip(chunks, exact_values, strict=True):
+        for cells, (values, known) in zip(chunks, exact_values, strict=True):
             blocks[tuple(cells.T)] = values.reshape(-1, CELL, CELL, CELL)
+            measured_blocks[tuple(cells.T)] = known.reshape(-1, CELL, CELL, CELL)
         exact |= wanted
         wanted = _crossed(blocks) & ~exact
-    return volume
+    return volume, measured
 
 
 def _chunks(array: NDArray[Any], size: int) -> list[NDArray[Any]]:
@@ -146,13 +211,53 @@ def _crossed(blocks: NDArray[np.float32]) -> NDArray[np.bool_]:
     return crossed
 
 
-def _surface(volume: NDArray[np.float32], grid: VoxelGrid) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """The zero level as a closed, outward oriented mesh; space beyond the grid is free."""
+def _surface(
+    volume: NDArray[np.float32], measured: NDArray[np.bool_], grid: VoxelGrid, thin: int
+) -> tuple[NDArray[np.float32], NDArray[np.int32], float]:
+    """The zero level as a closed, outward oriented mesh, and the share of its area that no view saw.
+
+    Space beyond the grid is free. Solid parts that are thinner than 2 * thin + 1 voxels are left out: they lie between
+    readings that contradict each other.
+    """
     gap = np.float32(ZERO_GAP * grid.voxel)
-    padded = np.pad(volume, 1, constant_values=np.float32(grid.voxel))
+    padded = np.pad(_without_thin_parts(volume, thin, grid.voxel), 1, constant_values=np.float32(grid.voxel))
     padded[np.abs(padded) < gap] = gap
     if not (padded < 0).any():
         raise InferenceFailed("fusion: the views see nothing but free space; check that depth and masks agree")
     vertices, faces, _, _ = marching_cubes(padded, 0.0, gradient_direction="descent")
+    invented = _invented_share(vertices - 1, faces, measured)
     vertices = continued(vertices - 1, faces, volume, grid.voxel)
+    return (vertices * grid.voxel + grid.origin).astype(np.float32), faces.astype(np.int32), invented
+
+
+def _open_surface(
+    volume: NDArray[np.float32], measured: NDArray[np.bool_], grid: VoxelGrid
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """The zero level as far as it has been measured, as an open mesh."""
+    if not measured.any() or not (volume[measured] < 0).any() or not (volume[measured] > 0).any():
+        raise InferenceFailed("fusion: the views see nothing but free space; check that depth and masks agree")
+    vertices, faces, _, _ = marching_cubes(volume, 0.0, gradient_direction="descent", mask=measured)
     return (vertices * grid.voxel + grid.origin).astype(np.float32), faces.astype(np.int32)
+
+
+def _without_thin_parts(volume: NDArray[np.float32], radius: int, voxel: float) -> NDArray[np.float32]:
+    """Morphological opening of the solid by a ball of `radius` voxels (Serra 1982, Image analysis)."""
+    if not radius:
+        return volume
+    solid = np.pad(volume < 0, radius + 1)
+    kept = solid
+    balls = [ndimage.generate_binary_structure(3, 1 + step % 2 * 2) for step in range(radius + 1)]
+    for ball in balls[:radius]:
+        kept = ndimage.binary_erosion(kept, ball)
+    for ball in balls:
+        kept = ndimage.binary_dilation(kept, ball)
+    inner = (slice(radius + 1, -radius - 1),) * 3
+    return np.where((volume < 0) & ~kept[inner], np.float32(voxel / 2), volume)
+
+
+def _invented_share(vertices: NDArray[np.floating], faces: NDArray[np.integer], measured: NDArray[np.bool_]) -> float:
+    """Share of the area whose vertices (voxels) lie between two voxels that have not been measured."""
+    ends = [np.clip(end(vertices), 0, np.array(measured.shape) - 1).astype(np.intp) for end in (np.floor, np.ceil)]
+    known = np.logical_or(*(measured[tuple(end.T)] for end in ends))
+    area = np.linalg.norm(face_normals(vertices, faces), axis=1)
+    return float(area[~known[faces].any(axis=1)].sum() / area.sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,10 @@ class VoxelGrid:
         indices = np.stack(np.meshgrid(*map(np.arange, self.cells), indexing="ij"), axis=-1).reshape(-1, 1, 3)
         return (self.origin + (indices * CELL + (CELL - 1) / 2) * self.voxel).astype(np.float32)
 
+    def blocks(self, voxels: NDArray[Any]) -> NDArray[Any]:
+        """A view of all voxels by cell: (x, y, z) of the cells, then (CELL, CELL, CELL) inside of each."""
+        return voxels.reshape([size for count in self.cells for size in (count, CELL)]).transpose(0, 2, 4, 1, 3, 5)
+
     def cell_of(self, points: NDArray[np.float32]) -> NDArray[np.intp]:
         """Flat index of the cells that hold points (n, 3); points outside the grid are left out."""
         indices = np.floor(((points - self.origin) / self.voxel + 0.5) / CELL).astype(np.intp)
@@ -53,8 +58,17 @@ class VoxelGrid:
         return np.asarray(np.ravel_multi_index(tuple(indices[within].T), self.cells))
 
 
-def grid_around(maps: Sequence[DepthMap], planes: Sequence[Planes], parameters: FusionParameters) -> VoxelGrid:
+def grid_around(
+    maps: Sequence[DepthMap],
+    planes: Sequence[Planes],
+    parameters: FusionParameters,
+    spread: float,
+    floor: NDArray[np.float64] | None,
+) -> VoxelGrid:
     """Voxels as fine as the capture's pixels, around all surface points that no view sees as background.
+
+    spread: metres by which the views contradict each other; no voxel is finer. floor: (4,), the plane that the object
+    stands on and reaches down to.
 
     Raises InferenceFailed if there is no such point.
     """
@@ -65,10 +79,12 @@ def grid_around(maps: Sequence[DepthMap], planes: Sequence[Planes], parameters: 
         points = points[~(in_image & (depth_map.silhouette.take(pixel, mode="clip") > 0))]
     if not len(points):
         raise InferenceFailed("fusion: the views contradict each other everywhere; check the cameras' poses")
+    if floor is not None:
+        points = np.concatenate([points, points - (points @ floor[:3] + floor[3])[:, None] * floor[:3]])
     low, high = points.min(axis=0).astype(np.float64), points.max(axis=0).astype(np.float64)
     footprint = typical_footprint(maps)
     longest = float((high - low).max())
-    voxel = parameters.voxel_m or min(VOXEL_FOOTPRINTS * footprint, longest / MIN_VOXELS)
+    voxel = parameters.voxel_m or max(min(VOXEL_FOOTPRINTS * footprint, longest / MIN_VOXELS), spread)
     voxel = max(voxel, longest / (parameters.max_voxels - 2 * BOUNDS_MARGIN_VOXELS))
     margin = BOUNDS_MARGIN_VOXELS * voxel
     counts = np.ceil((high - low + 2 * margin) / (voxel * CELL)).astype(int)

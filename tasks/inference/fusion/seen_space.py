@@ -31,11 +31,11 @@ class SeenSpace:
 
 def signed_distance(
     points: NDArray[np.float32], radius: float, seen: Sequence[SeenSpace], truncation: float
-) -> NDArray[np.float32]:
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Distance to the surface of cells of points (k, m, 3), each of `radius`: (k, m) metres within +-truncation.
 
     Positive outside. The weighted mean over the views that see a point or the surface close before it, in the order of
-    the views; points that no view sees are inside.
+    the views; points that no view sees are inside. Also gives, (k, m), the points that have been measured.
     """
     total = np.zeros(points.shape[:2], np.float32)
     weights = np.zeros_like(total)
@@ -51,7 +51,7 @@ def signed_distance(
         weights[open_cells] += weight.reshape(-1, points.shape[1])
         free[open_cells] = np.maximum(free[open_cells], outside.reshape(-1, points.shape[1]))
     measured = np.divide(total, weights, out=np.full_like(total, -truncation), where=weights > 0)
-    return np.maximum(measured, np.minimum(free, truncation))
+    return np.maximum(measured, np.minimum(free, truncation)), weights > 0
 
 
 def pixels_of(
