@@ -1,4 +1,4 @@
-"""Pinhole cameras in the nerfstudio convention (transforms.json)."""
+"""Pinhole cameras in the nerfstudio convention (transforms.json); every room that works with views uses them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,25 @@ _GL_TO_PINHOLE = np.array([1.0, -1.0, -1.0])
 class Camera:
     """Pinhole camera; pixel centres lie at half-integers, so cx = width / 2 is the middle.
 
-    `camera_to_world` is 4x4 float64 in OpenGL axes (x right, y up, looks along -z), metres, world z-up.
-    `distortion` is OpenCV's (k1, k2, p1, p2). Convention: https://docs.nerf.studio/quickstart/data_conventions.html
+    Convention: https://docs.nerf.studio/quickstart/data_conventions.html
     """
 
     width: int
+    """Pixels"""
     height: int
+    """Pixels"""
     fl_x: float
+    """Focal length, pixels"""
     fl_y: float
+    """Focal length, pixels"""
     cx: float
+    """Principal point, pixels from the left border"""
     cy: float
+    """Principal point, pixels from the upper border"""
     camera_to_world: NDArray[np.float64]
+    """(4, 4) in OpenGL axes (x right, y up, looks along -z), metres, world z-up"""
     distortion: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """OpenCV's (k1, k2, p1, p2)"""
 
     @property
     def centre(self) -> NDArray[np.float64]:
@@ -65,7 +72,7 @@ class Camera:
     def rays(self) -> NDArray[np.float64]:
         """Directions in the world through every pixel centre, (height * width, 3), with unit depth (not unit length).
 
-        `centre + depth * ray` is the world point of a depth reading. Distortion is removed.
+        Distortion is removed. `points` gives the world points of depth readings.
         """
         x, y = np.arange(self.width) + 0.5, np.arange(self.height) + 0.5
         if any(self.distortion):
@@ -76,12 +83,19 @@ class Camera:
         return (across + along[:, None]).reshape(-1, 3)
 
     def directions(self, pixels: NDArray[np.floating]) -> NDArray[np.float64]:
-        """The same for some positions in the image, (n, 2) pixels -> (n, 3)."""
+        """Directions as those of `rays`, with the same bits, through some positions: (n, 2) pixels -> (n, 3)."""
         xy = (pixels - np.array([self.cx, self.cy])) / np.array([self.fl_x, self.fl_y])
         if any(self.distortion):
             xy = self._undistort(xy)
         right, down, ahead = self._axes()
-        return xy[:, :1] * right + xy[:, 1:] * down + ahead
+        return xy[:, :1] * right + (xy[:, 1:] * down + ahead)
+
+    def points(
+        self, rows: NDArray[np.number], columns: NDArray[np.number], depth: NDArray[np.floating]
+    ) -> NDArray[np.float64]:
+        """World points (n, 3), metres, of the depth readings `depth` (n,), metres, of the pixels (row, column)."""
+        rays = self.directions(np.column_stack([columns, rows]) + 0.5)
+        return self.centre + depth[:, None] * rays
 
     def _axes(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """The pinhole axes in the world: x to the right, y down, z ahead."""

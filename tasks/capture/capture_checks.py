@@ -1,4 +1,4 @@
-"""Whether a capture can be reconstructed: every problem of it, and what a person should know about its views."""
+"""Checks that a capture can be reconstructed: its problems, and warnings about its views; validate_capture calls it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
+from tasks.capture.contact_sheet import Thumbnail
 from tasks.capture.layout import (
     DEPTH,
     MANIFEST,
@@ -33,35 +34,40 @@ _THREADS = 2
 # Below this share of the capture's median sharpness a view looks blurred: on photographs a Gaussian blur of 1 pixel
 # (of 512) leaves a twelfth.
 _BLURRED_SHARE = 0.15
-# Photographs have 400 to 1600 grey levels squared, and 2 to 5 after a blur of 3 pixels; plain surfaces have as little.
+# Photographs have 400 to 1600 grey levels squared, and 2 to 5 after a blur of 3 pixels; so have plain surfaces.
 _SHARPNESS_FLOOR = 4.0
-# The object's middle as two views see it lies apart by less than this share of the cameras' distance, if the cameras go
-# around it; with inverted axes it is twice the distance.
+# If the cameras go around the object, two views see its middle at places that differ by less than this share of the
+# cameras' distance from it; with inverted axes they differ by twice that distance.
 _STRAY_SHARE = 0.8
 _MEETING_VIEWS = 3
-# Two cameras nearer than this (matrix elements; metres and cosines) are one.
+# Two cameras are the same if all elements of their matrices (metres and cosines) differ by less than this.
 _SAME_CAMERA = 1e-6
 
 
 class Needs(BaseModel, frozen=True):
-    """What an engine needs of a capture."""
+    """An engine's needs: a capture that lacks one of them is refused."""
 
     cameras: bool
+    """True if every view needs a camera"""
     metric_depth: bool
+    """True if every view needs a depth map in metres"""
     min_views: int
+    """Least number of views"""
 
 
 class CaptureReport(StoredResult):
     """An accepted capture."""
 
     views: tuple[ViewReport, ...]
+    """Every view, sorted by name"""
     warnings: tuple[Problem, ...]
+    """Findings that do not stop a reconstruction"""
     has_cameras: bool
-    has_depth: bool
+    """True if every view has a camera"""
 
     @property
     def lacks_masks(self) -> bool:
-        """Whether nothing says, in some view, what the object is."""
+        """True if a view has nothing that tells the object from its background."""
         return any(view.coverage == 1 for view in self.views)
 
 
@@ -73,11 +79,12 @@ def examine(
     manifest: str | None = None,
     others: Sequence[str] = (),
     found: Sequence[Problem] = (),
-) -> CaptureReport:
-    """Check a capture against an engine's needs; every image is decoded once, two are held at a time.
+) -> tuple[CaptureReport, list[Thumbnail]]:
+    """Check a capture against an engine's needs: the report, and a thumbnail of each view.
 
     manifest: the text of its manifest.json. others: names beside the capture's files. found: problems that are known
-    already. Raises CaptureRefused with all problems.
+    already. Every file is read and decoded once; two decoded views at most are in memory. Raises CaptureRefused with
+    all problems.
     """
     problems, warnings = list(found), list[Problem]()
     names = [*(file.path for file in files), *others]
@@ -110,20 +117,20 @@ def examine(
     warnings += alike + _check_blur(facts) + _check_same_camera(facts) + _check_meeting(facts)
     if problems:
         raise CaptureRefused(capture, problems)
-    return CaptureReport(
+    report = CaptureReport(
         views=tuple(_with_verdict(view, warnings) for view in facts),
         warnings=tuple(warnings),
         has_cameras=all(view.camera is not None for view in facts),
-        has_depth=all(view.report.depth_m is not None for view in facts),
     )
+    return report, [view.thumbnail for view in facts]
 
 
 def check_manifest(manifest: str, files: Sequence[FileEntry]) -> list[Problem]:
-    """Where a manifest.json and the capture's content contradict each other."""
+    """Contradictions between a manifest.json and the capture's content."""
     try:
         declared = declared_files(manifest)
     except ValidationError as error:
-        what = f"is no manifest ({error.errors(include_url=False)[0]['msg']})"
+        what = f"is not a valid manifest ({error.errors(include_url=False)[0]['msg']})"
         return [Problem(where=MANIFEST, what=what, todo="write it again, or remove it")]
     there = {file.path: file for file in files}
     problems = []
@@ -139,7 +146,9 @@ def check_manifest(manifest: str, files: Sequence[FileEntry]) -> list[Problem]:
             what = f"has {there[path].bytes} bytes; {MANIFEST} says {entry.bytes}"
             problems.append(Problem(where=path, what=what, todo="upload it again"))
         elif entry.sha256 not in (None, there[path].sha256):
-            problems.append(Problem(where=path, what=f"is not what {MANIFEST} lists (sha256)", todo="upload it again"))
+            problems.append(
+                Problem(where=path, what=f"has other content than {MANIFEST} lists (sha256)", todo="upload it again")
+            )
     return problems
 
 
@@ -162,7 +171,7 @@ def _ignored(path: str) -> Problem:
 
 def _check_cameras_are_there(layout: Layout, cameras: Cameras) -> list[Problem]:
     if not layout.has_transforms:
-        todo = "add it (nerfstudio's convention), or write it for a known rig with `python -m flows rig`"
+        todo = "add it (nerfstudio's convention), or write it for a known rig with `capture2mesh rig`"
         return [Problem(where=TRANSFORMS, what="is missing, and the engine needs cameras", todo=todo)]
     return [
         Problem(where=view.image, what=f"has no camera in {TRANSFORMS}", todo="add its frame, or remove the view")
@@ -187,7 +196,7 @@ def _check_depth_is_there(layout: Layout, cameras: Cameras, needs: Needs) -> lis
 
 
 def _check_copies(facts: Sequence[Facts]) -> tuple[list[Problem], list[Problem]]:
-    """Views with the same pixels: copies are problems; pictures without texture may be alike (a plain, round body)."""
+    """Views with the same pixels: copies are problems. Pictures without texture may be equal (a plain, round body)."""
     problems, warnings = list[Problem](), list[Problem]()
     first: dict[str, Facts] = {}
     for view in facts:
@@ -200,7 +209,7 @@ def _check_copies(facts: Sequence[Facts]) -> tuple[list[Problem], list[Problem]]
 
 
 def _check_blur(facts: Sequence[Facts]) -> list[Problem]:
-    """Views that are far less sharp than the others, or hardly sharp at all."""
+    """Views that are far less sharp than the others, or not sharp at all."""
     if not facts:
         return []
     median = float(np.median([view.report.sharpness for view in facts]))
@@ -236,11 +245,11 @@ def _check_same_camera(facts: Sequence[Facts]) -> list[Problem]:
 
 def _relative(view: Facts) -> Problem:
     todo = f"give depth_near and depth_far in {TRANSFORMS}, or save it with 16 bits"
-    return Problem(where=view.depth_path or view.path, what="is 8-bit grey, which says no distance", todo=todo)
+    return Problem(where=view.depth_path or view.path, what="is 8-bit grey, which gives no distance", todo=todo)
 
 
 def _check_meeting(facts: Sequence[Facts]) -> list[Problem]:
-    """Whether depth and cameras put the object at one place: wrong camera axes or a wrong depth unit scatter it."""
+    """Views that put the object at another place than the others do, because of wrong camera axes or depth units."""
     known = [(view, view.object_point) for view in facts if view.object_point is not None]
     if len(known) < _MEETING_VIEWS:
         return []

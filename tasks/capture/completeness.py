@@ -1,4 +1,7 @@
-"""Whether a capture has been uploaded completely: by its manifest, else its marker, else because it has gone quiet."""
+"""Completeness of uploads: by the manifest, else by the marker, else because nothing has changed for some time.
+
+The flows that look for new captures call `awaited`.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,12 @@ _NAMED_AT_MOST = 3
 
 @dataclass(frozen=True)
 class StorageState:
-    """What a storage says of itself: the time, and the URLs of objects whose multipart upload has not ended.
-
-    Asked for before captures are listed: an upload that ends in between is then still seen as open.
-    """
+    """The state of a storage, to be asked for before captures are listed: what ends in between still counts as open."""
 
     now: datetime
+    """Time by the storage's clock"""
     open_uploads: frozenset[str] = frozenset()
+    """URLs of objects whose multipart upload has not ended"""
 
     @staticmethod
     def of(location: Location) -> StorageState:
@@ -32,7 +34,10 @@ class StorageState:
 
 
 def awaited(listing: Listing, state: StorageState, quiet_seconds: float, min_views: int) -> str | None:
-    """What is still to come before the capture can be worked on; None: it is complete."""
+    """The part of a capture that is still to come, in words; None if the capture is complete.
+
+    quiet_seconds: without manifest and marker, it is complete after so many seconds without a change.
+    """
     if listing.manifest is not None:
         return _awaited_by_manifest(listing, listing.manifest)
     if listing.marker:
@@ -55,7 +60,7 @@ def _awaited_by_manifest(listing: Listing, manifest: str) -> str | None:
     except ValidationError as error:
         return f"a {MANIFEST} that can be read ({error.errors(include_url=False)[0]['msg']})"
     sizes = {file.path: file.bytes for file in listing.files}
-    # a listing holds the capture's content only; what else a manifest names is not waited for
+    # a listing holds the capture's content only; other files of a manifest are not waited for
     wanted = [file for file in declared if belongs(file.path)]
     missing = [file.path for file in wanted if file.path not in sizes or file.bytes not in (None, sizes[file.path])]
     return f"what {MANIFEST} lists: {_named(missing)}" if missing else None

@@ -1,10 +1,11 @@
-"""All views of a capture in one small picture."""
+"""All views of a capture in one small picture: validate_capture draws it from the thumbnails of the view checks."""
 
 from __future__ import annotations
 
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -24,41 +25,57 @@ _CHECKERS, _CHECKER_PX = (235, 210), 8
 _SIZES = ((160, 88), (160, 75), (128, 75), (96, 70), (64, 60), (32, 50), (16, 40))
 
 
-def contact_sheet(views: Sequence[View]) -> bytes:
-    """All views with their names, six a row (more where there are many), on checkers outside of the mask; JPEG."""
+@dataclass(frozen=True)
+class Thumbnail:
+    """A view in small, kept after its pixels are gone."""
+
+    name: str
+    """The view's"""
+    tiles: dict[int, Image.Image]
+    """By pixels of the longer side at most: the view in every size that the sheet may need, RGB"""
+
+
+def thumbnail(view: View) -> Thumbnail:
+    """The thumbnail of a view, on checkers outside of the mask."""
+    picture = Image.fromarray(np.dstack([view.image, view.mask.astype(np.uint8) * 255])).convert("RGBa")
+    return Thumbnail(view.name, {tile: _on_checkers(picture, tile) for tile, _ in _SIZES})
+
+
+def contact_sheet(thumbnails: Sequence[Thumbnail]) -> bytes:
+    """All views with their names as JPEG: six a row, more if there are many."""
     for tile, quality in _SIZES:
         picture = io.BytesIO()
-        _draw(views, tile).save(picture, "JPEG", quality=quality)
+        _draw(thumbnails, tile).save(picture, "JPEG", quality=quality)
         if picture.tell() <= _MAX_BYTES:
             break
     return picture.getvalue()
 
 
-def _draw(views: Sequence[View], tile: int) -> Image.Image:
-    columns = max(_COLUMNS, math.isqrt(len(views)))
-    rows = math.ceil(len(views) / columns)
+def _draw(thumbnails: Sequence[Thumbnail], tile: int) -> Image.Image:
+    columns = max(_COLUMNS, math.isqrt(len(thumbnails)))
+    rows = math.ceil(len(thumbnails) / columns)
     pitch_x, pitch_y = tile + _GAP, tile + _LABEL_HEIGHT + _GAP
-    sheet = Image.new("RGB", (min(columns, len(views)) * pitch_x + _GAP, rows * pitch_y + _GAP), _PAPER)
+    sheet = Image.new("RGB", (min(columns, len(thumbnails)) * pitch_x + _GAP, rows * pitch_y + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=11)
-    for index, view in enumerate(views):
+    for index, view in enumerate(thumbnails):
         x, y = _GAP + index % columns * pitch_x, _GAP + index // columns * pitch_y
-        picture = _thumbnail(view, tile)
+        picture = view.tiles[tile]
         sheet.paste(picture, (x + (tile - picture.width) // 2, y + (tile - picture.height) // 2))
         draw.text((x + tile // 2, y + tile + 2), _shortened(view.name, tile, font), _INK, font, anchor="ma")
     return sheet
 
 
-def _thumbnail(view: View, tile: int) -> Image.Image:
-    picture = Image.fromarray(np.dstack([view.image, view.mask.astype(np.uint8) * 255]))
-    picture.thumbnail((tile, tile), Image.Resampling.BOX)
-    y, x = np.mgrid[: picture.height, : picture.width] // _CHECKER_PX
+def _on_checkers(picture: Image.Image, tile: int) -> Image.Image:
+    small = picture.copy()
+    small.thumbnail((tile, tile), Image.Resampling.BOX)
+    y, x = np.mgrid[: small.height, : small.width] // _CHECKER_PX
     checkers = np.choose((x + y) % 2, _CHECKERS).astype(np.uint8)
     background = Image.fromarray(checkers).convert("RGBA")
-    return Image.alpha_composite(background, picture).convert("RGB")
+    return Image.alpha_composite(background, small.convert("RGBA")).convert("RGB")
 
 
 def _shortened(name: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The name, or its end where it is wider than the tile: ends differ."""
+    """The name, or only its end if the name is wider than the tile: ends differ."""
     start = next((start for start in range(len(name)) if font.getlength(name[start:]) <= width), len(name))
     return name[start:]

@@ -1,4 +1,4 @@
-"""Bytes of image and depth files -> arrays. Nothing is decoded before its header says that it is small enough."""
+"""Bytes of image and depth files -> arrays, for `views`. Files that are too large by their header are refused."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ from tasks.errors import InputError, Problem
 _OPAQUE = 255
 _EXIF_ORIENTATION = 0x0112
 _PNG_END = b"IEND\xaeB`\x82"
-# Renderers write half's largest number or 1e10 where nothing was hit; both are "no reading", metres.
+# Renderers write the largest half-precision number or 1e10 for a ray that hit nothing: from here on, metres, a number
+# is no reading.
 _NOTHING_HIT = 65_504.0
 _EXR_DEPTH_NAMES = ("z", "depth", "y", "v", "r")
-# Of an EXR's channels, decoded together: as many pixels in all as that many channels of the largest picture.
+# OpenEXR decodes all channels of a file at once: together they may have this many times the pixels of the largest
+# picture that is decoded.
 _EXR_CHANNELS = 4
-# OpenEXR prints its complaints to stdout, which belongs to --json; redirecting it is for one thread at a time.
+# OpenEXR prints its complaints to stdout, which belongs to --json; only one thread at a time can redirect it.
 _EXR_LOCK = Lock()
 _SAVE_AGAIN = "replace it with a file that opens, or remove it"
 
-# The limit is ours and an error; Pillow's own, a warning on stderr, would only be noise beside it.
+# We have a limit of our own, which is an error; Pillow's warning would only be noise beside it.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class DecodeError(InputError):
-    """Files that could not be decoded; `problems` says which and why."""
+    """Files that could not be decoded; `problems` names them and the reasons."""
 
     def __init__(self, *problems: Problem) -> None:
         self.problems = problems
@@ -47,24 +49,26 @@ class DecodeError(InputError):
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded view. rgb: (h, w, 3) uint8 sRGB. alpha: (h, w) uint8, None where no pixel is below 255.
-
-    channels: of the file. orientation: EXIF's, 1 = as stored (it is never applied).
-    """
+    """A decoded image file."""
 
     rgb: NDArray[np.uint8]
+    """(h, w, 3) sRGB"""
     alpha: NDArray[np.uint8] | None
+    """(h, w); None if no pixel is below 255"""
     channels: int
+    """Of the file"""
     orientation: int
+    """EXIF's, 1 = as stored; it is never applied"""
 
 
 @dataclass(frozen=True)
-class DepthMap:
-    """A decoded depth map. read: (h, w) bool, where there is a reading. metres: (h, w) float32, 0 = no reading, or None
-    for a relative map (8-bit grey) without a known range."""
+class DecodedDepth:
+    """A decoded depth file."""
 
     read: NDArray[np.bool_]
+    """(h, w), True if the pixel has a reading"""
     metres: NDArray[np.float32] | None
+    """(h, w), 0 = no reading; None for a relative map (8-bit grey) without a known range"""
 
 
 def decode_picture(path: str, data: bytes, max_pixels: int) -> Picture:
@@ -88,7 +92,7 @@ def decode_picture(path: str, data: bytes, max_pixels: int) -> Picture:
 
 def decode_depth(
     path: str, data: bytes, unit: float, depth_range: tuple[float, float] | None, max_pixels: int
-) -> DepthMap:
+) -> DecodedDepth:
     """Decode a depth map.
 
     16-bit integers times `unit` are metres; floats are metres; readings that are not finite and positive, or lie at a
@@ -108,14 +112,14 @@ def decode_depth(
     if raw.dtype == np.uint8:
         read = raw > 0
         if depth_range is None:
-            return DepthMap(read, None)
+            return DecodedDepth(read, None)
         near, far = depth_range
         steps = (raw.astype(np.float32) - 1) / (_OPAQUE - 1)
-        return DepthMap(read, np.where(read, far - steps * (far - near), 0).astype(np.float32))
+        return DecodedDepth(read, np.where(read, far - steps * (far - near), 0).astype(np.float32))
     with np.errstate(over="ignore", invalid="ignore"):
         metres = raw.astype(np.float32) * np.float32(unit if raw.dtype == np.uint16 else 1.0)
         read = np.isfinite(metres) & (metres > 0) & (metres < _NOTHING_HIT)
-    return DepthMap(read, np.where(read, metres, np.float32(0)))
+    return DecodedDepth(read, np.where(read, metres, np.float32(0)))
 
 
 @contextmanager
@@ -125,7 +129,7 @@ def _refusing(path: str, kind: str) -> Iterator[None]:
     except DecodeError:
         raise
     except (UnidentifiedImageError, SyntaxError) as error:
-        raise DecodeError(Problem(where=path, what=f"is no readable {kind}", todo=_SAVE_AGAIN)) from error
+        raise DecodeError(Problem(where=path, what=f"is not a readable {kind}", todo=_SAVE_AGAIN)) from error
     except Exception as error:  # decoders raise nearly any type on broken bytes, and none of them is our fault
         what = f"is a broken {kind} ({str(error) or type(error).__name__})"
         raise DecodeError(Problem(where=path, what=what, todo=_SAVE_AGAIN)) from error
@@ -206,7 +210,7 @@ def _decode_exr(path: str, data: bytes, max_pixels: int) -> NDArray[Any]:
 
 
 def _check_exr_size(path: str, header: dict[str, Any], max_pixels: int) -> None:
-    """Everything that OpenEXR allocates by the header: the picture, each of its channels, a tile."""
+    """Check all that OpenEXR allocates by the header: the picture, each of its channels, a tile."""
     low, high = (np.asarray(corner, np.int64) for corner in header["dataWindow"])
     width, height = (int(side) for side in high - low + 1)
     _check_size(path, width, height, max_pixels)
@@ -221,6 +225,6 @@ def _check_exr_size(path: str, header: dict[str, Any], max_pixels: int) -> None:
 def _no_depth(path: str, found: str) -> Problem:
     return Problem(
         where=path,
-        what=f"is no depth map: it has {found}",
+        what=f"is not a depth map: it has {found}",
         todo="save depth as 16-bit grey PNG, or as 32-bit float TIFF, EXR or NPY in metres",
     )

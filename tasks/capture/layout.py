@@ -1,4 +1,4 @@
-"""Which files make a capture, and which belong together."""
+"""Layout of a capture: the names of its files, and which of them belong together."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ class DeclaredFile(BaseModel, frozen=True):
     """A file as an uploader's manifest.json lists it; `size` is accepted for `bytes`."""
 
     path: str
+    """Relative to the capture"""
     bytes: int | None = Field(None, validation_alias=AliasChoices("bytes", "size"))
+    """Size; None if the manifest does not give it"""
     sha256: Annotated[str, StringConstraints(to_lower=True)] | None = None
+    """Hexadecimal; None if the manifest does not give it"""
 
 
 class _UploadManifest(BaseModel):
@@ -43,22 +46,25 @@ class ViewFiles:
 
     name: str
     image: str
+    """Path relative to the capture"""
     depth: str | None
+    """Path of the depth map with the view's name"""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A capture's files put together by name.
-
-    views: sorted by name. unmatched_depth: depth maps without a view. duplicates: groups of files that claim one name;
-    the first of each is used. ignored: other files in views/ and depth/.
-    """
+    """A capture's files put together by name; all paths are relative to the capture."""
 
     views: tuple[ViewFiles, ...]
+    """Sorted by name"""
     unmatched_depth: tuple[str, ...]
+    """Depth maps without a view"""
     duplicates: tuple[tuple[str, ...], ...]
+    """Groups of files with one name; the first of each group is used"""
     ignored: tuple[str, ...]
+    """Other files in views/ and depth/"""
     has_transforms: bool
+    """True if there is a transforms.json"""
 
 
 def digest(files: Iterable[FileEntry]) -> str:
@@ -68,12 +74,12 @@ def digest(files: Iterable[FileEntry]) -> str:
 
 
 def declared_files(manifest: str) -> tuple[DeclaredFile, ...]:
-    """What a capture's manifest.json lists; raises ValueError (ValidationError) where it is none."""
+    """The files that a manifest.json lists; raises ValueError (ValidationError) if the text is not a manifest."""
     return _UploadManifest.model_validate_json(manifest).files
 
 
 def leaves_folder(path: str) -> bool:
-    """Whether a name could point outside of its capture: absolute, `..`, backslash, drive, URL, control bytes."""
+    """True if a name could point outside of its capture: absolute, `..`, backslash, drive, URL, control bytes."""
     return (
         path.startswith("/")
         or ".." in path.split("/")
@@ -84,14 +90,14 @@ def leaves_folder(path: str) -> bool:
 
 
 def is_id(path: str) -> bool:
-    """Whether a path below a root can name a capture: it stays below, and means the same as part of a URL."""
+    """True if a path below a root can be a capture's id: it stays below, and means the same as part of a URL."""
     return not leaves_folder(path) and _CHAINED_URL not in path and not {"", "."} & {*path.split("/")}
 
 
 def capture_of(path: str) -> str | None:
-    """The folder of the capture that a file below some root is of, relative to the root ("" is the root itself).
+    """The folder of the capture that a file below a root belongs to, relative to the root ("" is the root itself).
 
-    None where it is of no capture: not in views/ or depth/, nor named as what lies beside them.
+    None if it belongs to no capture: it is not in views/ or depth/, and has none of the names beside them.
     """
     *folders, name = path.split("/")
     for index in reversed(range(len(folders))):
@@ -101,7 +107,7 @@ def capture_of(path: str) -> str | None:
 
 
 def belongs(path: str) -> bool:
-    """Whether a file is the capture's content (and so part of its digest)."""
+    """True if a file is content of the capture (and so part of its digest)."""
     return path == TRANSFORMS or _is_child(path, VIEWS, IMAGE_SUFFIXES) or _is_child(path, DEPTH, DEPTH_SUFFIXES)
 
 
@@ -125,7 +131,7 @@ def pair(paths: Iterable[str]) -> Layout:
 
 
 def _is_child(path: str, folder: str, suffixes: frozenset[str]) -> bool:
-    """Whether `path` is a visible file directly in `folder` with one of the suffixes."""
+    """True if `path` is a visible file directly in `folder` with one of the suffixes."""
     if leaves_folder(path) or path.count("/") != 1 or not path.startswith(f"{folder}/"):
         return False
     file = PurePosixPath(path)

@@ -1,4 +1,7 @@
-"""What lies in a folder or bucket, before anything but manifests is read: one capture, or all of a dataset."""
+"""Listing of the captures in a folder or bucket, one or all of a dataset; no file but manifests is read.
+
+The flows and tasks.dataset call it before any stage.
+"""
 
 from __future__ import annotations
 
@@ -35,50 +38,56 @@ Found = Mapping[str, dict[str, Any]]
 
 
 class ListedFile(BaseModel):
-    """A file as the storage lists it: `version` changes whenever it is written (ETag, or mtime and ctime)."""
+    """A file as the storage lists it; `version` changes whenever the file is written."""
 
     model_config = ConfigDict(frozen=True)
 
     path: str
+    """Relative to the capture"""
     bytes: int
+    """Size"""
     version: str
+    """ETag, or mtime and ctime"""
 
 
 class Listing(BaseModel):
-    """What lies in a capture's folder.
-
-    id: the path below the dataset's root, else the folder's name. manifest: the text of its manifest.json. marker:
-    whether `_COMPLETE` is there and nothing is newer (an upload anew has begun then). others: further files in views/
-    and depth/. uploaded_at: the newest of all.
-    """
+    """The content of a capture's folder."""
 
     model_config = ConfigDict(frozen=True)
 
     uri: str
+    """URL of the folder"""
     id: str
+    """Path below the dataset's root, else the folder's name"""
     files: tuple[ListedFile, ...]
+    """The capture's content"""
     manifest: str | None
+    """Text of its manifest.json"""
     marker: bool
+    """True if `_COMPLETE` is there and no file is newer (a newer file belongs to another upload)"""
     others: tuple[str, ...]
+    """Paths of further files in views/ and depth/"""
     links_outside: tuple[str, ...]
+    """Paths of links that lead out of the folder"""
     uploaded_at: datetime
+    """Time of the newest file, UTC"""
 
     def same_upload(self, other: Listing) -> bool:
-        """Whether nothing that a reconstruction depends on has been written in between."""
+        """True if all that a reconstruction depends on is the same in both listings."""
         return (self.files, self.manifest, self.others) == (other.files, other.manifest, other.others)
 
 
 def list_capture(uri: str, root: str = "") -> Listing:
-    """List a capture's folder; raises InputError where none is, or where it does not lie below `root`."""
+    """List a capture's folder; raises InputError if there is no capture, or if it is not below `root`."""
     location = Location.of(uri)
     found = {path: info for path, info in location.listing().items() if _is_of(path, "")}
     if not found:
-        raise InputError(f"{uri}: no capture there; it is a folder with views/, depth/ and transforms.json")
+        raise InputError(f"{uri}: no capture there; a capture is a folder with views/, depth/ and transforms.json")
     return _listing(location, _id_below(root, location), found)
 
 
 def list_captures(root: str) -> list[Listing]:
-    """List every capture below a folder or prefix, sorted by id; a capture is what has files in views/ or depth/."""
+    """List every capture below a folder or prefix, sorted by id: every folder with files in views/ or depth/."""
     location = Location.of(root)
     captures: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for path, info in location.listing().items():
@@ -100,14 +109,14 @@ def list_captures(root: str) -> list[Listing]:
 
 
 def upload_key(listing: Listing, engine: str, parameters: Parameters) -> str:
-    """What was uploaded and what is asked for: names the work before anything is read.
+    """Key of an upload and the parameters that are asked for: it names the work before any file is read.
 
     A file that the manifest declares counts by its content, any other by its version in the storage.
     """
     declared = _declared(listing.manifest)
     digests = {file.path: file.sha256 for file in declared if file.sha256 is not None}
     files = [[file.path, file.bytes, digests.get(file.path, file.version)] for file in listing.files]
-    # what is declared counts as well: a capture that was refused for a wrong manifest is another once that is right
+    # the manifest counts as well: after a correction of a wrong manifest, a refused capture is another upload
     return cache_key("upload", PIPELINE_VERSION, [listing.uri, files, declared, engine, parameters])
 
 
@@ -133,7 +142,7 @@ def _listing(location: Location, name: str, found: Found) -> Listing:
 
 
 def _declared(manifest: str | None) -> tuple[DeclaredFile, ...]:
-    """What a manifest.json lists; nothing where it is unreadable."""
+    """The files that a manifest.json lists; none if it cannot be read."""
     try:
         return () if manifest is None else declared_files(manifest)
     except ValueError:
@@ -143,15 +152,15 @@ def _declared(manifest: str | None) -> tuple[DeclaredFile, ...]:
 def _id_below(root: str, location: Location) -> str:
     above = f"{Location.of(root).path}/" if root else location.path.removesuffix(location.name)
     if not f"{location.path}/".startswith(above):
-        raise InputError(f"{location.url}: does not lie below {root}, which its id would be relative to")
+        raise InputError(f"{location.url}: is not below {root}, so it has no id there")
     name = location.path[len(above) :] or location.name
     if leaves_folder(name):
-        raise InputError(f"{location.url}: `{name}` can be no capture's id; rename the folder")
+        raise InputError(f"{location.url}: `{name}` cannot be the id of a capture; rename the folder")
     return name
 
 
 def _text(location: Location) -> str | None:
-    """None where it went away since it was listed."""
+    """Text of a file; None if it has been removed since it was listed."""
     data = location.read_or_none()
     return None if data is None else data.decode(errors="replace")
 
@@ -161,13 +170,13 @@ def _is_of(path: str, capture: str) -> bool:
 
 
 def _is_litter(path: str) -> bool:
-    """What operating systems leave in folders."""
+    """True for files that operating systems leave in folders."""
     name = path.rpartition("/")[2]
     return name.startswith(".") or name in ("Thumbs.db", "desktop.ini")
 
 
 def _links_outside(root: Path, content: Found) -> tuple[str, ...]:
-    """Files that a link, their own or a folder's, takes out of the capture."""
+    """Paths of files that are outside of the capture, because they or their folder are a link."""
     inside = root.resolve()
 
     def leaves(path: Path) -> bool:

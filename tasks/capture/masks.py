@@ -1,6 +1,8 @@
-"""What of a view is the object, and what of it is sharp."""
+"""Masks of the object in a view, and the sharpness inside of them; `views` and `view_checks` call it."""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,21 +11,23 @@ from scipy import ndimage
 
 from tasks.capture.camera import Camera
 
+Pixel = TypeVar("Pixel", bound=np.generic)
+
 # Alpha from here on is foreground: the pixel's larger part is the object.
 _ALPHA_FOREGROUND = 128
 # Depth readings are lost along silhouettes; carving with the raw mask doubled the error of the surface. Depth pixels.
 _DILATE_PX = 2
 # Sharpness is compared at one scale, so that views of different sizes can be told apart. Pixels, longest side.
 _SHARPNESS_PX = 512
-# Silhouettes are sharp in blurred pictures of cut-out objects, too: only the inside counts. Pixels at that scale.
+# The silhouette of a cut-out object is sharp even in a blurred picture: only pixels further inside than this count.
 _SHARPNESS_MARGIN_PX = 3
 
 
-def resample(mask: NDArray[np.bool_], width: int, height: int) -> NDArray[np.bool_]:
-    """The nearest pixel of a mask (h, w) for each pixel of a (height, width) one; both cover the same field of view."""
-    rows = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(np.intp)
-    columns = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(np.intp)
-    nearest: NDArray[np.bool_] = mask[rows[:, None], columns]
+def resample(image: NDArray[Pixel], width: int, height: int) -> NDArray[Pixel]:
+    """A mask or picture (h, w, ...) at another size, (height, width, ...): each new pixel takes the nearest old one."""
+    rows = ((np.arange(height) + 0.5) * image.shape[0] / height).astype(np.intp)
+    columns = ((np.arange(width) + 0.5) * image.shape[1] / width).astype(np.intp)
+    nearest: NDArray[Pixel] = image[rows[:, None], columns]
     return nearest
 
 
@@ -45,11 +49,13 @@ def from_readings(
 
 
 def within(depth: NDArray[np.float32], camera: Camera, bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Where a depth map (h, w) in metres, of a camera of its size, has readings in `bounds` (2, 3), world metres."""
+    """True, (h, w), for the readings of a depth map in metres that lie in `bounds` (2, 3), world metres.
+
+    camera: of the depth map's size.
+    """
     rows, columns = np.nonzero(depth)
-    rays = camera.rays().reshape(*depth.shape, 3)[rows, columns]
     with np.errstate(all="ignore"):  # of cameras that are refused later
-        points = camera.centre + depth[rows, columns, None] * rays
+        points = camera.points(rows, columns, depth[rows, columns])
         inside = ((points >= bounds[0]) & (points <= bounds[1])).all(axis=1)
     result = np.zeros(depth.shape, bool)
     result[rows, columns] = inside
@@ -59,7 +65,7 @@ def within(depth: NDArray[np.float32], camera: Camera, bounds: NDArray[np.float6
 def sharpness(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> float:
     """Variance of the Laplacian of the grey values inside the mask, in a picture of at most 512 pixels.
 
-    image: (h, w, 3) uint8, mask: (h, w). 0.0 where the mask leaves nothing. Pech-Pacheco et al., Diatom
+    image: (h, w, 3) uint8, mask: (h, w). 0.0 if the mask leaves nothing. Pech-Pacheco et al., Diatom
     autofocusing in brightfield microscopy, ICPR 2000.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))

@@ -1,4 +1,4 @@
-"""transforms.json for rigs whose geometry is known."""
+"""transforms.json for rigs of known geometry; the command `capture2mesh rig` calls it."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ def rig(
     - turntable: the views in the order of their names, evenly over one turn. The first camera is at -y, the next ones
       come counter-clockwise seen from above (by +x; `clockwise`: by -x), all at `elevation_deg` above the xy plane.
 
-    Raises InputError where the views do not fit the rig, a number is impossible, or there is a transforms.json already.
+    Raises InputError if the views do not fit the rig, a number is impossible, or there is a transforms.json already.
     """
     _check_numbers(distance_m, fov_deg, elevation_deg)
     target = folder / TRANSFORMS
     if target.exists():
-        raise InputError(f"{target}: is there already; remove it to write another one")
+        raise InputError(f"{target}: exists already; remove it to write another one")
     files = [path for path in folder.glob(f"{VIEWS}/*") if path.is_file()]
     views = pair(path.relative_to(folder).as_posix() for path in files).views
     if not views:
-        raise InputError(f"{folder / VIEWS}: holds no PNG or JPEG view")
+        raise InputError(f"{folder / VIEWS}: has no PNG or JPEG view")
     if kind == "axes6":
         poses = _axes6(views, distance_m)
     else:

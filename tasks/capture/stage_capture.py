@@ -1,4 +1,4 @@
-"""The stage stage_capture: the files of a capture, each read once and known by its digest."""
+"""The stage stage_capture, the first of every flow: reads each file of a capture once and computes its digest."""
 
 from __future__ import annotations
 
@@ -22,24 +22,33 @@ _PARALLEL_READS = 8
 
 
 class Capture(StoredResult):
-    """A capture by content. Its files stay where they are; `read` gives their bytes, verified."""
+    """A capture by content. Its files stay in their place; `read` gives their bytes, verified."""
 
     uri: str
+    """URL of its folder"""
     id: str
+    """Path below the dataset's root, else the folder's name"""
     uploaded_at: datetime
+    """Time of the newest file, UTC"""
     files: tuple[FileEntry, ...]
+    """Its content: path relative to the capture, bytes, sha256"""
     manifest: str | None
+    """Text of its manifest.json"""
     others: tuple[str, ...]
+    """Paths of further files in views/ and depth/"""
     links_outside: tuple[str, ...]
+    """Paths of links that lead out of the folder"""
     digest: str
+    """The capture digest, sha256 in hexadecimal"""
 
     def read(self, path: str) -> bytes:
-        """One file of the capture; raises InputError or StorageUnavailable where its content has changed."""
+        """Bytes of one file; raises InputError or StorageUnavailable if its content has changed."""
         entry = next(entry for entry in self.files if entry.path == path)
         return read_verified(Location.of(self.uri) / path, entry, settings().scratch)
 
     @property
     def view_names(self) -> tuple[str, ...]:
+        """Names of all views, sorted."""
         return tuple(view.name for view in pair(entry.path for entry in self.files).views)
 
     def views(self, names: Sequence[str] | None = None) -> list[View]:
@@ -48,14 +57,14 @@ class Capture(StoredResult):
 
     @contextmanager
     def in_scratch(self) -> Iterator[None]:
-        """Within the block, what was read of a remote capture is kept in the scratch folder; then it is removed."""
+        """Keep the files that are read of a remote capture in the scratch folder until the block ends."""
         try:
             yield
         finally:
             self.leave_scratch()
 
     def leave_scratch(self) -> None:
-        """Remove what was kept there."""
+        """Remove the capture's files from the scratch folder."""
         for entry in self.files:
             (settings().scratch / entry.sha256).unlink(missing_ok=True)
 
@@ -64,7 +73,7 @@ class Capture(StoredResult):
 def stage_capture(folder: Path, listing: Listing) -> Capture:
     """Read a capture once: the digest of every file. Remote files are kept in the scratch folder.
 
-    Raises CaptureReplaced where it is not what was listed any more.
+    Raises CaptureReplaced if its files are no longer those of the listing.
     """
     location = Location.of(listing.uri)
 

@@ -1,7 +1,7 @@
-"""transforms.json: cameras in the nerfstudio convention -> typed frames, with everything that is wrong in it.
+"""transforms.json: cameras in the nerfstudio convention -> typed frames, and every problem of the file.
 
-https://docs.nerf.studio/quickstart/data_conventions.html; what this project adds (`bounds`, `depth_near`, `depth_far`)
-stands in the README.
+https://docs.nerf.studio/quickstart/data_conventions.html; the README documents the keys that this project adds
+(`bounds`, `depth_near`, `depth_far`). `views` and `capture_checks` call it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ Positive = Annotated[FiniteFloat, Gt(0)]
 
 
 class Intrinsics(BaseModel, frozen=True):
-    """A camera's inner geometry, pixels; given at the top level, per frame, or partly in each."""
+    """A camera's inner geometry; each value may stand at the top level or in a frame.
+
+    w, h, fl_*, c*: pixels. camera_angle_*: fields of view, radians. k*, p*: OpenCV's distortion.
+    """
 
     w: PositiveInt | None = None
     h: PositiveInt | None = None
@@ -78,7 +81,9 @@ class Frame:
 
     intrinsics: Intrinsics
     camera_to_world: NDArray[np.float64]
+    """(4, 4), OpenGL axes, metres"""
     depth: str | None = None
+    """Path of the depth map that the frame names, relative to the capture"""
 
     def camera(self, width: int, height: int) -> Camera:
         """The camera of an image of this size."""
@@ -99,22 +104,22 @@ class Frame:
 
 @dataclass(frozen=True)
 class Cameras:
-    """What transforms.json says of a capture.
-
-    frames: by view name, only those without a problem. named: the views that have a frame, right or wrong.
-    depth_unit: metres per step of a 16-bit depth map. depth_range: (near, far) metres of 8-bit depth maps.
-    bounds: (2, 3) float64, corners of the object's box, world metres.
-    """
+    """The cameras of a capture, with the other values of its transforms.json."""
 
     frames: Mapping[str, Frame] = field(default_factory=lambda: MappingProxyType({}))
+    """By view name, only frames without a problem"""
     depth_unit: float = 0.001
+    """Metres per step of a 16-bit depth map"""
     depth_range: tuple[float, float] | None = None
+    """(near, far) of 8-bit depth maps, metres"""
     bounds: NDArray[np.float64] | None = None
+    """(2, 3) corners of the object's box, world metres"""
     named: frozenset[str] = frozenset()
+    """Views that have a frame, right or wrong"""
 
 
 def load_cameras(layout: Layout, read: Reader) -> tuple[Cameras, list[Problem]]:
-    """A capture's cameras and everything that is wrong with them; none of both without a transforms.json."""
+    """A capture's cameras and every problem of them; no cameras and no problems without a transforms.json."""
     if not layout.has_transforms:
         return Cameras(), []
     return parse_transforms(read(TRANSFORMS), layout)
@@ -126,7 +131,7 @@ def parse_transforms(data: bytes, layout: Layout) -> tuple[Cameras, list[Problem
         content = json.loads(data.decode("utf-8-sig"), parse_constant=_no_constant)
         top = _Transforms.model_validate(content)
     except json.JSONDecodeError as error:
-        what = f"is no valid JSON at line {error.lineno}, column {error.colno} ({error.msg})"
+        what = f"is not valid JSON at line {error.lineno}, column {error.colno} ({error.msg})"
         return Cameras(), [Problem(where=TRANSFORMS, what=what, todo="correct it, or write it again")]
     except ValidationError as error:
         return Cameras(), _invalid(TRANSFORMS, error)
@@ -155,7 +160,7 @@ def parse_transforms(data: bytes, layout: Layout) -> tuple[Cameras, list[Problem
 def _parse_frame(
     where: str, entry: object, top: _Transforms, layout: Layout
 ) -> tuple[str | None, Frame | None, list[Problem]]:
-    """One frame's view name and camera, each None where it is wrong, and what is wrong."""
+    """One frame's view name and camera, each None if it is wrong, and the problems."""
     try:
         frame = _FrameEntry.model_validate(entry)
     except ValidationError as error:
@@ -179,7 +184,7 @@ def _view_name(where: str, file_path: str, layout: Layout) -> tuple[str | None, 
     name = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
     if path.parent == PurePosixPath(VIEWS) and any(view.name == name for view in layout.views):
         return name, []
-    what = f"names {file_path!r}, which is no view of the capture"
+    what = f"names {file_path!r}, which is not a view of the capture"
     return None, [Problem(where=where, what=what, todo=f"add the image to {VIEWS}/, or remove the frame")]
 
 
@@ -191,7 +196,7 @@ def _depth_file(where: str, file_path: str | None, layout: Layout) -> tuple[str 
     path = str(PurePosixPath(file_path))
     if path in layout.unmatched_depth or any(path == view.depth for view in layout.views):
         return path, []
-    what = f"names {file_path!r}, which is no depth map of the capture"
+    what = f"names {file_path!r}, which is not a depth map of the capture"
     return None, [Problem(where=where, what=what, todo="add the file to depth/, or remove the depth_file_path")]
 
 
@@ -211,7 +216,7 @@ def _check_intrinsics(where: str, intrinsics: Intrinsics) -> list[Problem]:
 
 
 def _check_matrix(where: str, rows: list[list[float]]) -> list[Problem]:
-    """Whether the matrix is a rigid motion: 4x4, orthonormal, right-handed, last row 0 0 0 1."""
+    """A problem if the matrix is not a rigid motion: 4x4, orthonormal, right-handed, last row 0 0 0 1."""
 
     def wrong(what: str, todo: str) -> list[Problem]:
         return [Problem(where=where, what=f"transform_matrix {what}", todo=todo)]
@@ -258,11 +263,11 @@ def _invalid(where: str, error: ValidationError) -> list[Problem]:
         Problem(
             where=" ".join([where, *map(str, detail["loc"])]),
             what=f"is wrong ({detail['msg']})",
-            todo="correct it: nerfstudio's transforms.json convention holds",
+            todo="correct it by nerfstudio's convention for transforms.json",
         )
         for detail in error.errors(include_url=False, include_input=False, include_context=False)
     ]
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number in JSON")
+    raise ValueError(f"{name} is not a number in JSON")

@@ -1,4 +1,4 @@
-"""The stage validate_capture: whether a capture can be reconstructed, and a picture of its views."""
+"""The stage validate_capture, run by flows.reconstruct: checks a capture and makes a picture of its views."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ def _validation_key(capture: Capture, needs: Needs) -> Any:
 
 @stage(key=_validation_key, version=RULES_VERSION)
 def validate_capture(folder: Path, capture: Capture, needs: Needs) -> CaptureReport:
-    """Refuse a capture that lacks what the engine needs, with every problem; picture the views of a good one."""
+    """Refuse a capture that lacks what the engine needs, with all problems; picture the views of a good one.
+
+    Raises CaptureRefused. Each file is read and decoded once.
+    """
     links = [
         Problem(where=path, what="is a link that leaves the capture folder", todo="put the file itself there")
         for path in capture.links_outside
     ]
-    report = examine(capture.uri, capture.files, capture.read, needs, capture.manifest, capture.others, links)
-    (folder / CONTACT_SHEET).write_bytes(contact_sheet(capture.views()))
+    report, thumbnails = examine(
+        capture.uri, capture.files, capture.read, needs, capture.manifest, capture.others, links
+    )
+    (folder / CONTACT_SHEET).write_bytes(contact_sheet(thumbnails))
     return report

@@ -1,4 +1,4 @@
-"""What is to be said of one view: decoded once, measured, and let go."""
+"""Checks of one view: it is decoded once, measured, and forgotten; capture_checks calls `inspect` for every view."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from tasks.capture import masks
 from tasks.capture.camera import Camera
+from tasks.capture.contact_sheet import Thumbnail, thumbnail
 from tasks.capture.images import DecodeError
 from tasks.capture.layout import TRANSFORMS, Reader, ViewFiles
 from tasks.capture.transforms import Cameras, Intrinsics
@@ -25,57 +26,68 @@ _FLAT_DEPTH = 1e-4
 _ASPECT_TOLERANCE = 0.01
 # Focal lengths beyond these, in image widths, are fields of view of more than 169 degrees or less than half a degree.
 _FOCAL_WIDTHS = (0.05, 100.0)
-# A silhouette of depth that takes up more of the image's border is hardly that of an object.
+# A silhouette of depth that takes up more of the image's border than this is most likely not that of an object.
 _BORDER_SHARE = 0.5
 
 
 class ViewReport(BaseModel, frozen=True):
-    """One view as the report shows it. depth_m: (min, max) metres on the object. coverage: the object's share of the
-    image. sharpness: variance of the Laplacian at 512 pixels. verdict: "ok", or what is remarkable."""
+    """One view as the report shows it."""
 
     name: str
+    """Stem of its file"""
     width: int
+    """Pixels"""
     height: int
+    """Pixels"""
     channels: int
+    """Of the image file: 3 or 4, or 1 or 2 if it is grey"""
     depth_m: tuple[float, float] | None
+    """(min, max) of the readings on the object, metres; None without any"""
     coverage: float
+    """The object's share of the image, 0..1; 1 if nothing tells the object from its background"""
     sharpness: float
+    """Variance of the Laplacian inside the mask, grey levels squared, in a picture of at most 512 pixels"""
     verdict: str = "ok"
+    """The view's warnings, else `ok`"""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is kept of a view once its pixels are gone.
-
-    fingerprint: of image and mask. relative_depth: its depth map says no distance. object_point: (3,) world metres,
-    where depth and camera put the middle of the object; None without one of them.
-    """
+    """The facts about a view that are kept when its pixels are gone."""
 
     path: str
+    """Of the image, relative to the capture"""
     depth_path: str | None
+    """Of its depth map"""
     report: ViewReport
     camera: Camera | None
+    """Of the image's size"""
     fingerprint: str
+    """Equal for views with the same image and mask"""
     relative_depth: bool
+    """True if the depth map gives no distances"""
     object_point: NDArray[np.float64] | None
+    """(3,) world metres, the middle of the object by depth and camera; None without one of them"""
+    thumbnail: Thumbnail
 
 
 @dataclass
 class Inspection:
-    """What was found in one view. `facts` is None where it could not be decoded.
-
-    camera_problems, depth_problems: they count only for an engine that needs cameras or metric depth.
-    """
+    """The findings in one view."""
 
     facts: Facts | None = None
+    """None if the view could not be decoded"""
     problems: list[Problem] = field(default_factory=list)
+    """Problems for every engine"""
     camera_problems: list[Problem] = field(default_factory=list)
+    """Problems for an engine that needs cameras, warnings for others"""
     depth_problems: list[Problem] = field(default_factory=list)
+    """Problems for an engine that needs metric depth, warnings for others"""
     warnings: list[Problem] = field(default_factory=list)
 
 
 def inspect(files: ViewFiles, cameras: Cameras, read: Reader) -> Inspection:
-    """Decode one view and check what can be told without the others."""
+    """Decode one view and check all that needs no other view."""
     try:
         decoded = decode_view(files, cameras, read)
     except DecodeError as error:
@@ -103,6 +115,7 @@ def inspect(files: ViewFiles, cameras: Cameras, read: Reader) -> Inspection:
         fingerprint=_fingerprint(view),
         relative_depth=decoded.depth_map is not None and decoded.depth_map.metres is None,
         object_point=None if wrong_camera else _object_point(view),
+        thumbnail=thumbnail(view),
     )
     inspection = Inspection(facts, camera_problems=wrong_camera)
     if decoded.picture.orientation != 1:
@@ -135,7 +148,7 @@ def _check_camera(path: str, given: Intrinsics, camera: Camera) -> list[Problem]
 
 
 def _check_depth(path: str, decoded: Decoded) -> list[Problem]:
-    """Why a depth map cannot be used for geometry."""
+    """Faults that keep a depth map from being used for geometry."""
 
     def problem(what: str, todo: str) -> list[Problem]:
         return [Problem(where=path, what=what, todo=todo)]
@@ -157,7 +170,7 @@ def _check_depth(path: str, decoded: Decoded) -> list[Problem]:
     if not view.depth.any() and view.mask.any():
         return problem("has no reading on the object", "check the view's alpha channel and the bounds")
     if decoded.mask_from == "none":
-        what = "has readings everywhere: nothing tells the object from its surroundings"
+        what = "has readings everywhere: nothing separates the object from its surroundings"
         return problem(what, f"cut the object out with alpha in the view, or give bounds in {TRANSFORMS}")
     low, high = _DEPTH_RANGE_M
     typical = float(np.median(view.depth[view.depth > 0])) if view.depth.any() else low
@@ -187,18 +200,15 @@ def _border_share(mask: NDArray[np.bool_]) -> float:
 
 
 def _object_point(view: View) -> NDArray[np.float64] | None:
-    """The world point in the middle of the object's readings, at their median depth (distortion neglected)."""
+    """The world point (3,) in the middle of the object's readings, at their median depth, metres."""
     if view.camera is None or view.depth is None or not view.depth.any():
         return None
     rows, columns = np.nonzero(view.depth)
     camera = view.camera.resized(view.depth.shape[1], view.depth.shape[0])
-    x = (columns.mean() + 0.5 - camera.cx) / camera.fl_x
-    y = (rows.mean() + 0.5 - camera.cy) / camera.fl_y
-    to_world = camera.camera_to_world[:3, :3]  # OpenGL axes: y up, looking along -z
-    point: NDArray[np.float64] = camera.centre + to_world @ (
-        np.median(view.depth[rows, columns]) * np.array([x, -y, -1])
-    )
-    return point
+    middle_depth = np.median(view.depth[rows, columns], keepdims=True)
+    with np.errstate(all="ignore"):  # a wild distortion has no inverse
+        point = camera.points(rows.mean(keepdims=True), columns.mean(keepdims=True), middle_depth)[0]
+    return point if np.isfinite(point).all() else None
 
 
 def _fingerprint(view: View) -> str:

@@ -1,4 +1,4 @@
-"""Views as arrays: what the engines and the exporter work on."""
+"""Views as arrays, for the engines, the exporter and the checks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tasks.capture import masks
 from tasks.capture.camera import Camera
-from tasks.capture.images import DecodeError, DepthMap, Picture, decode_depth, decode_picture
+from tasks.capture.images import DecodedDepth, DecodeError, Picture, decode_depth, decode_picture
 from tasks.capture.layout import Reader, ViewFiles, pair
 from tasks.capture.transforms import Cameras, load_cameras
 from tasks.errors import Problem
@@ -20,7 +20,7 @@ from tasks.settings import settings
 
 # Decoders release the interpreter lock.
 _THREADS = 2
-# A silhouette of depth that covers this share of the view does not tell the object from its surroundings.
+# A silhouette of depth that covers this share of the view does not separate the object from its surroundings.
 FILLED = 0.98
 
 MaskSource = Literal["alpha", "depth", "bounds", "none"]
@@ -28,35 +28,36 @@ MaskSource = Literal["alpha", "depth", "bounds", "none"]
 
 @dataclass(frozen=True)
 class View:
-    """One decoded view of a capture.
-
-    image: (h, w, 3) uint8 sRGB. mask: (h, w) bool, True where the object is. depth: (dh, dw) float32 metres along the
-    camera's axis, 0 = no reading, or None. camera: of the image's size, or None; `camera.resized(dw, dh)` is the
-    depth map's.
-    """
+    """One decoded view of a capture."""
 
     name: str
+    """Stem of its file"""
     image: NDArray[np.uint8]
+    """(h, w, 3) sRGB"""
     mask: NDArray[np.bool_]
+    """(h, w), True for pixels of the object"""
     depth: NDArray[np.float32] | None
+    """(dh, dw) metres along the camera's axis, 0 = no reading"""
     camera: Camera | None
+    """Of the image's size; `camera.resized(dw, dh)` is the depth map's"""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A view and what its files were. mask_from "none": nothing says what the object is."""
+    """A view with its decoded files."""
 
     view: View
     picture: Picture
-    depth_map: DepthMap | None
+    depth_map: DecodedDepth | None
     mask_from: MaskSource
+    """The source of the mask; "none": nothing tells the object from its background"""
 
 
 def load_views(paths: Iterable[str], read: Reader, names: Iterable[str] | None = None) -> list[View]:
     """Decode the views of a capture (all, or those named), sorted by name.
 
-    A mask that is True everywhere: nothing in the capture says what the object is. Depth is zero outside of the mask
-    and of the `bounds`. Raises DecodeError; a capture that was examined has no such file.
+    If nothing tells the object from its background, the mask is True everywhere. Depth is zero outside of the mask and
+    of the `bounds`. Raises DecodeError; a capture that was examined has no such file.
     """
     layout = pair(paths)
     cameras, _ = load_cameras(layout, read)
@@ -67,7 +68,7 @@ def load_views(paths: Iterable[str], read: Reader, names: Iterable[str] | None =
 
 
 def depth_file(files: ViewFiles, cameras: Cameras) -> str | None:
-    """The view's depth map: the one that transforms.json names, else the one of its name."""
+    """Path of the view's depth map: the one that transforms.json names, else the one with the view's name."""
     frame = cameras.frames.get(files.name)
     return frame.depth if frame is not None and frame.depth is not None else files.depth
 
@@ -97,9 +98,9 @@ def decode_view(files: ViewFiles, cameras: Cameras, read: Reader) -> Decoded:
 
 
 def _foreground(
-    picture: Picture, depth_map: DepthMap | None, camera: Camera | None, bounds: NDArray[np.float64] | None
+    picture: Picture, depth_map: DecodedDepth | None, camera: Camera | None, bounds: NDArray[np.float64] | None
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32] | None, MaskSource]:
-    """The mask (h, w), the depth that lies in it, and where the mask is from."""
+    """The mask (h, w), the depth inside of it, and the source of the mask."""
     height, width = picture.rgb.shape[:2]
     mask = None if picture.alpha is None else masks.from_alpha(picture.alpha)
     if depth_map is None:

@@ -1,4 +1,4 @@
-"""Depth maps made ready for fusion and registration: outliers out, noise smoothed, one tangent plane per pixel."""
+"""Depth maps made ready for fusion and registration: without outliers, smoothed, with a tangent plane per pixel."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from tasks.capture.camera import Camera
+from tasks.capture.masks import resample
 from tasks.capture.views import View
 
-# A silhouette in a mask may be off by this much: nothing nearer to it (pixels) is taken for background
+# A silhouette in a mask may be wrong by this much (pixels): nothing nearer to it is taken for background
 SILHOUETTE_MARGIN = 1.5
 # How far around the object's pixels (pixels) the distance to the silhouette is known
 SILHOUETTE_REACH = 24
@@ -36,16 +37,16 @@ ANGLE_POWER = 2
 
 @dataclass(frozen=True)
 class DepthMap:
-    """The object's part of a depth map, cut out at (row, column) = `corner` of the map.
-
-    depth: (h, w) float64 metres along the camera's axis, 0 = no reading. silhouette: (h, w) float32 distance in pixels
-    to the object's outline, positive outside. camera: of the whole map.
-    """
+    """The object's part of a depth map."""
 
     depth: NDArray[np.float64]
+    """(h, w) metres along the camera's axis, 0 = no reading"""
     silhouette: NDArray[np.float32]
+    """(h, w) distance to the object's outline, pixels, positive outside"""
     corner: tuple[int, int]
+    """(row, column) of the whole map at which the part begins"""
     camera: Camera
+    """Of the whole map"""
 
     @property
     def footprint(self) -> float:
@@ -55,28 +56,28 @@ class DepthMap:
 
 @dataclass(frozen=True)
 class Planes:
-    """The tangent plane of every pixel of a `DepthMap`.
-
-    plane: (h * w, 4) float32, unit normal n towards the camera and offset o: n . x + o is the distance of x in front of
-    the surface. weight: (h * w,) float32, trust in the plane, 0 = there is none. depth, cosine: (h * w,) float32, its
-    depth (metres) and the cosine of its viewing angle, 0 = none. points: (k, 3) float32, the pixels' surface points.
-    """
+    """The tangent plane of every pixel of a `DepthMap`, in the world."""
 
     plane: NDArray[np.float32]
+    """(h * w, 4), unit normal n towards the camera and offset o, metres: x lies n . x + o in front of the surface"""
     weight: NDArray[np.float32]
+    """(h * w,), trust in the plane, 0 = there is none"""
     depth: NDArray[np.float32]
+    """(h * w,) metres along the camera's axis, 0 = none"""
     cosine: NDArray[np.float32]
+    """(h * w,), of the viewing angle, 0 = none"""
     points: NDArray[np.float32]
+    """(k, 3) metres, the surface points of the pixels with a plane"""
 
 
 def cut_out(view: View) -> DepthMap | None:
     """The object's part of a view's depth map; None if its mask is empty.
 
-    Only the mask says what is background: missing readings within it are unknown.
+    Only the mask decides about background: missing readings within it are unknown.
     """
     assert view.depth is not None and view.camera is not None
     height, width = view.depth.shape
-    mask = _resized_mask(view.mask, height, width)
+    mask = resample(view.mask, width, height)
     depth = np.where(mask & np.isfinite(view.depth) & (view.depth > 0), view.depth, 0).astype(np.float64)
     if not mask.any():
         return None
@@ -138,7 +139,8 @@ def tangent_planes(depth_map: DepthMap, noise: float) -> Planes:
         cosine = -(normals * rays).sum(axis=2) / np.linalg.norm(rays, axis=2)
         good = (depth_map.silhouette < 0) & (inverse > 0) & (support > MIN_SUPPORT) & (cosine > MIN_COSINE)
         good &= scatter_m < STEP_FOOTPRINTS * footprint + STEP_SIGMAS * noise
-    points = camera.centre + rays[good] * fitted[good][:, None]
+    rows, columns = np.nonzero(good)
+    points = camera.points(rows + top, columns + left, fitted[good])
     plane = np.zeros((*depth.shape, 4), np.float32)
     plane[good, :3] = normals[good]
     plane[good, 3] = -(normals[good] * points).sum(axis=1)
@@ -190,12 +192,5 @@ def _linear_fit(values: NDArray[np.float64], sigma: float) -> tuple[NDArray[np.f
         c = (cxx * cyv - cxy * cxv) / determinant
         scatter = np.sqrt(np.maximum(cvv - b * cxv - c * cyv, 0))
         a = mv - b * mx - c * my + level
-    usable = determinant > 1e-3 * sigma**4  # else the readings lie on one line
+    usable = determinant > 1e-3 * sigma**4  # otherwise the readings lie on one line
     return np.where(usable, a, 0), b, c, scatter, s
-
-
-def _resized_mask(mask: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:
-    """The mask at the depth map's size: the value under every pixel's centre."""
-    rows = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(int)
-    return np.asarray(mask[rows[:, None], columns])

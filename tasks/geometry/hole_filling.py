@@ -1,6 +1,6 @@
-"""Surface that no view saw: the smooth continuation of what was measured around it.
+"""Fills the surface that no view saw: a smooth continuation of the measured surface around it; fusion calls it.
 
-Deep in a hollow, the volume of signed distances ends at the shadow of the hollow's rim, which is no surface of the
+Deep in a hollow, the volume of signed distances ends at the shadow of the hollow's rim, which is not a surface of the
 object. There the mesh is bent like a thin plate that is clamped to the measured surface: Liepa, Filling holes in meshes
 (SGP 2003), with the umbrella operator of Kobbelt et al., Interactive multi-resolution modeling on arbitrary meshes
 (SIGGRAPH 1998).
@@ -15,13 +15,14 @@ from scipy.sparse import coo_array, csr_array, diags_array
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import splu
 
-# From voxel to voxel, distances to measured surfaces and to silhouettes change by about one voxel; from what a view
-# sees as free into its shadow they jump by the truncation
+# From voxel to voxel, distances to measured surfaces and to silhouettes change by about one voxel. From space that a
+# view sees as free into its shadow they jump by the truncation
 JUMP_VOXELS = 2.0
-# Rings of vertices around a shadow that its edge falsifies. Shadows not twice as wide are quarrels between readings
+# The edge of a shadow falsifies this many rings of vertices around it. A shadow less than twice as wide is not filled:
+# there, readings contradict each other
 RIM_RINGS = 3
-CLEARANCE_VOXELS = 1.0  # of solid that is left ahead of a vertex that moves into it
-WAY_STEPS = 16  # at which a vertex's way is looked at
+CLEARANCE_VOXELS = 1.0  # thickness of solid that stays in front of a vertex that moves into it
+WAY_STEPS = 16  # places along a vertex's way that are checked
 
 
 def continued(
@@ -45,7 +46,7 @@ def continued(
 
 
 def _on_jumps(vertices: NDArray[np.floating], volume: NDArray[np.float32], jump: float) -> NDArray[np.bool_]:
-    """Which vertices lie on a grid edge along which the distance changes by more than `jump`, (n,).
+    """True, (n,), for vertices on a grid edge along which the distance changes by more than `jump`.
 
     Edges across the volume's border count as smooth: it lies around what was measured.
     """
@@ -55,7 +56,7 @@ def _on_jumps(vertices: NDArray[np.floating], volume: NDArray[np.float32], jump:
 
 
 def _links(faces: NDArray[np.integer], count: int) -> csr_array:
-    """Which vertices share an edge, (count, count), 1 or 0."""
+    """Matrix (count, count) with 1 for vertices that share an edge, else 0."""
     start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
     both = (np.concatenate([start, end]), np.concatenate([end, start]))
     links = csr_array(coo_array((np.ones(2 * faces.size), both), shape=(count, count)))
@@ -70,7 +71,7 @@ def _grown(selected: NDArray[np.bool_], links: csr_array, rings: int) -> NDArray
 
 
 def _anchored(patch: NDArray[np.bool_], links: csr_array) -> NDArray[np.bool_]:
-    """The patch without pieces of the mesh that lie in it wholly: nothing says where those belong."""
+    """The patch without pieces of the mesh that lie in it wholly: no measured surface holds those in place."""
     count, piece = connected_components(links, directed=False)
     return patch & (np.bincount(piece, ~patch, minlength=count) > 0)[piece]
 
@@ -78,8 +79,8 @@ def _anchored(patch: NDArray[np.bool_], links: csr_array) -> NDArray[np.bool_]:
 def _thin_plate(vertices: NDArray[np.float64], links: csr_array, patch: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Positions (k, 3) of the patch's vertices with the least squared umbrella vectors in and next to it.
 
-    An umbrella vector leads from a vertex to the mean of its neighbours: a bent plate's energy, but for the edges'
-    lengths. All other vertices stay, and those next to the patch hold its slope.
+    An umbrella vector leads from a vertex to the mean of its neighbours; its square is the energy of a bent plate, if
+    all edges are equally long. All other vertices stay, and those next to the patch hold its slope.
     """
     rows = np.flatnonzero(_grown(patch, links, 1))
     near = links[rows]

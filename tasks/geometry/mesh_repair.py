@@ -1,4 +1,4 @@
-"""Triangle meshes as arrays: fewer faces; closed, consistently oriented ones; nothing loose.
+"""Repair of triangle meshes: fewer faces, closed, consistently oriented, nothing loose; the engines and export call it.
 
 Vertices are (n, 3) floats, faces (m, 3) int32, counter-clockwise seen from outside.
 """
@@ -25,19 +25,19 @@ DEGENERATE_AREA = 1e-12
 SHEET_GAP = 1e-5
 # Pieces with less area than this share of the largest one's are crumbs
 CRUMB_FRACTION = 0.02
-# A dense mesh is simplified to this many times its budget first: starting over forgets the errors that the defects
-# have piled up, and leaves 0.6 times the distance to the dense mesh
+# A dense mesh is simplified in two passes, first to this many times its budget. In one pass, the errors that defects
+# cause add up to the end; the second pass begins without them, and its mesh is nearer to the dense one (0.6 times)
 FIRST_PASS = 5
-REPAIR_ROUNDS = 3  # filled holes may exceed the budget; the second time there are none left
-INSIDE_SAMPLES = 5  # vertices of a piece that tell whether it lies inside of another
+REPAIR_ROUNDS = 3  # the faces of filled holes may exceed the budget; in the second round there are no holes left
+INSIDE_SAMPLES = 5  # vertices of a piece that decide if it lies inside of another
 
 
 def simplify(vertices: NDArray[np.floating], faces: NDArray[np.integer], budget: int) -> tuple[Vertices, Faces]:
-    """About `budget` faces at most, by quadric error (Garland and Heckbert 1997); a smaller mesh comes back as is."""
+    """About `budget` faces at most, by quadric error (Garland and Heckbert 1997); a smaller mesh is not changed."""
     points, triangles = vertices.astype(np.float32), faces.astype(np.int32)
     if len(triangles) <= budget:
         return points, triangles
-    # what it takes for a small error is absolute: a large object would keep too many faces, a small one lose detail
+    # its threshold for small errors is absolute: a large object would keep too many faces, a small one lose detail
     middle, size = (points.min(axis=0) + points.max(axis=0)) / 2, np.ptp(points, axis=0).max()
     scaled = (points - middle) / size
     fewer, triangles = fast_simplification.simplify(scaled, triangles, target_count=budget, agg=SIMPLIFY_AGGRESSION)
@@ -47,7 +47,7 @@ def simplify(vertices: NDArray[np.floating], faces: NDArray[np.integer], budget:
 def repair(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> tuple[Vertices, Faces]:
     """The mesh welded by position, closed, manifold and outward oriented, without degenerate faces.
 
-    Pieces that are so already stay untouched; others go through MeshFix (Attene 2010, A lightweight approach to
+    Pieces that need no repair are not changed; others go through MeshFix (Attene 2010, A lightweight approach to
     repairing digitized polygon meshes). A piece of which nothing remains is left out. Raises ValueError if all are.
     """
     vertices, faces = weld(vertices, faces)
@@ -62,7 +62,7 @@ def repair(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> tuple[
 def solidify(vertices: NDArray[np.floating], faces: NDArray[np.integer], budget: int) -> tuple[Vertices, Faces]:
     """A dense mesh with defects becomes a closed, manifold and outward oriented one of about `budget` faces at most.
 
-    For meshes that a model made: with holes, doubled faces, fins, crumbs and sheets inside of solids, all of which go.
+    For meshes that a model made: holes, doubled faces, fins, crumbs and sheets inside of solids are all removed.
     (`repair` after `simplify` would close such a sheet with a lid.) Raises ValueError if nothing encloses a volume.
     """
     vertices, faces = _without_loose_sheets(*_without_doubles(*weld(vertices, faces)))
@@ -80,7 +80,7 @@ def solidify(vertices: NDArray[np.floating], faces: NDArray[np.integer], budget:
 def without_crumbs(
     vertices: NDArray[np.floating], faces: NDArray[np.integer], crumb_fraction: float
 ) -> tuple[Vertices, Faces]:
-    """Closed pieces, but those with less than `crumb_fraction` of the largest one's area, and cavities.
+    """Closed pieces, except cavities and pieces with less than `crumb_fraction` of the largest one's area.
 
     Raises ValueError if nothing encloses a volume.
     """
@@ -95,7 +95,7 @@ def without_crumbs(
 
 
 def weld(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> tuple[Vertices, Faces]:
-    """Vertices at the same place become one; faces that collapse and vertices without a face go."""
+    """Vertices at the same place become one; faces that collapse and vertices without a face are removed."""
     places, renumbered = np.unique(vertices.astype(np.float32), axis=0, return_inverse=True)
     faces = renumbered.reshape(-1)[faces]
     a, b, c = faces.T
@@ -103,7 +103,7 @@ def weld(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> tuple[Ve
 
 
 def is_closed(faces: NDArray[np.integer]) -> bool:
-    """Every edge belongs to exactly two faces, which run along it in opposite directions."""
+    """True if every edge belongs to exactly two faces, which run along it in opposite directions."""
     if not len(faces):
         return False
     size = int(faces.max()) + 1
@@ -121,7 +121,7 @@ def connected_pieces(faces: NDArray[np.integer], vertex_count: int) -> NDArray[n
 
 
 def sheets(faces: NDArray[np.integer]) -> NDArray[np.int32]:
-    """Number of the sheet that each face belongs to, (m,): edges of just two faces join these."""
+    """Number of the sheet that each face belongs to, (m,): two faces are joined by an edge that only they share."""
     size = int(faces.max(initial=0)) + 1
     ends = np.sort(np.stack([faces, np.roll(faces, -1, axis=1)], axis=-1).reshape(-1, 2).astype(np.int64), axis=1)
     edges = ends[:, 0] * size + ends[:, 1]
@@ -146,8 +146,10 @@ def volume(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> float:
 
 
 def winding_number(point: NDArray[np.floating], vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> float:
-    """How often a mesh encloses a point (3,): 1 inside of a closed, outward oriented one, 0 outside
-    (van Oosterom and Strackee 1983, The solid angle of a plane triangle)."""
+    """Number of times that a mesh encloses a point (3,): 1 inside of a closed, outward oriented mesh, 0 outside.
+
+    van Oosterom and Strackee, The solid angle of a plane triangle (1983).
+    """
     towards = (vertices - point).astype(np.float32)
     a, b, c = (towards[faces[:, corner]] for corner in range(3))
     lengths = np.linalg.norm(towards, axis=1)
@@ -159,7 +161,7 @@ def winding_number(point: NDArray[np.floating], vertices: NDArray[np.floating], 
 
 
 def _without_doubles(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces]:
-    """Of faces with the same corners, whichever way round, the first stays."""
+    """Of faces with the same corners, in any order, only the first stays."""
     corners = np.sort(faces, axis=1)
     order = np.lexsort(corners.T)  # stable; five times as fast as np.unique of rows
     repeated = (corners[order[1:]] == corners[order[:-1]]).all(axis=1)
@@ -167,15 +169,18 @@ def _without_doubles(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces]
 
 
 def _without_loose_sheets(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces]:
-    """Without the sheets, closed or not, that are crumbs: fins on an edge are as well."""
+    """Without the sheets, closed or not, that are crumbs; fins on an edge are crumbs as well."""
     sheet = sheets(faces)
     area = np.bincount(sheet, np.linalg.norm(face_normals(vertices, faces), axis=1))
     return _compact(vertices, faces[(area >= CRUMB_FRACTION * area.max(initial=0))[sheet]])
 
 
 def _without_enclosed_sheets(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces]:
-    """Without the sheets inside of one of larger extent: a model that knows space near the surface only, as TRELLIS
-    does, gives a solid an inner side as well, often rougher and of more faces than the outer one."""
+    """Without the sheets inside of a larger one.
+
+    A model that knows space near the surface only, like TRELLIS, gives a solid an inner side as well, which is often
+    rougher and has more faces than the outer side.
+    """
     sheet = sheets(faces)
     parts = [_compact(vertices, faces[sheet == label]) for label in range(int(sheet.max(initial=-1)) + 1)]
     extents = [float(np.linalg.norm(np.ptp(points, axis=0))) for points, _ in parts]
@@ -202,7 +207,7 @@ def _solids(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces]:
 
 
 def _mostly_inside(points: Vertices, vertices: Vertices, faces: Faces) -> bool:
-    """Whether most of the points (n, 3) lie inside of a closed mesh."""
+    """True if most of the points (n, 3) lie inside of a closed mesh."""
     some = points[np.linspace(0, len(points) - 1, INSIDE_SAMPLES).astype(int)]
     return abs(float(np.median([winding_number(point, vertices, faces) for point in some]))) > 0.5
 

@@ -1,4 +1,4 @@
-"""Ray-cast pictures and depth maps of meshes on the CPU, with embree and no system libraries."""
+"""Ray-cast pictures and depth maps of meshes on the CPU, with embree and no system libraries; tasks.mesh calls it."""
 
 from __future__ import annotations
 
@@ -27,27 +27,30 @@ PREVIEW_AMBIENT = 0.6
 
 @dataclass(frozen=True)
 class Rendering:
-    """A picture of a mesh: image (h, w, 3) uint8 sRGB, mask (h, w) bool, depth (h, w) float32 metres along the
-    camera's axis; all 0 where nothing is hit."""
+    """A picture of a mesh; all of it is 0 in pixels without the mesh."""
 
     image: NDArray[np.uint8]
+    """(h, w, 3) sRGB"""
     mask: NDArray[np.bool_]
+    """(h, w), True for pixels of the mesh"""
     depth: NDArray[np.float32]
+    """(h, w) metres along the camera's axis"""
 
 
 @dataclass(frozen=True)
 class Hits:
-    """First hits of the rays that hit something, m of them.
-
-    ray: (m,) index of the ray. face: (m,) index of the triangle. barycentric: (m, 3) float32 weights of its corners.
-    distance: (m,) float32 in lengths of the ray's direction. points: (m, 3) float64 in the mesh's frame.
-    """
+    """First hits of the rays that hit something, m of them."""
 
     ray: NDArray[np.int64]
+    """(m,) index of the ray"""
     face: NDArray[np.int64]
+    """(m,) index of the triangle"""
     barycentric: NDArray[np.float32]
+    """(m, 3) weights of the triangle's corners"""
     distance: NDArray[np.float32]
+    """(m,) in lengths of the ray's direction"""
     points: NDArray[np.float64]
+    """(m, 3) in the mesh's frame"""
 
 
 Colours = Callable[[Hits], NDArray[np.float32]]
@@ -135,7 +138,7 @@ def preview(mesh: trimesh.Trimesh, *, azimuth_deg: float, elevation_deg: float, 
 
 
 def mesh_colours(mesh: trimesh.Trimesh) -> Colours:
-    """The mesh's own look: its base-colour texture (bilinear, repeating), else its vertex or face colours."""
+    """The mesh's own colours: its base-colour texture (bilinear, repeating), else its vertex or face colours."""
     visual: Any = mesh.visual
     if isinstance(visual, TextureVisuals) and visual.uv is not None:
         texels = _texels(visual)
@@ -223,7 +226,7 @@ def _preview_camera(mesh: trimesh.Trimesh, azimuth_deg: float, elevation_deg: fl
 
 
 def _facing(mesh: trimesh.Trimesh, hits: Hits, eye: NDArray[np.float64]) -> NDArray[np.float32]:
-    """How much the smooth surface faces the eye at each hit, (m,) in 0..1."""
+    """Cosine, (m,) in 0..1, between the smooth surface's normal and the direction to the eye, at each hit."""
     welded = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
     welded.merge_vertices()  # vertices split at texture seams would shade as creases
     corners = welded.vertex_normals.astype(np.float32)[welded.faces]

@@ -1,4 +1,7 @@
-"""Texture of a mesh: its surface unwrapped into charts, and their texels painted from views or from vertex colours."""
+"""Texture of a mesh: its surface unwrapped into charts, their texels painted from views or vertex colours.
+
+tasks.mesh.export calls `unwrap` and `bake`.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,11 @@ from tasks.geometry.mesh_repair import face_normals
 from tasks.geometry.render import RayScene, depth_map
 
 THREADS = 2
-# xatlas takes small meshes (below an area of about 1) for tiny ones and shatters them: it is given this area
+# xatlas splits meshes of a small area (below about 1) into very many charts: they are scaled to this area for it
 UNWRAP_AREA = 1000.0
 # Charts grow to this share of the surface: larger ones cost seconds to flatten and gain nothing
 CHART_SHARE = 0.1
-CHART_COST = 1.0  # how readily charts grow; xatlas' default of 2 takes twice as long for no gain
+CHART_COST = 1.0  # limit for the growth of charts; xatlas' default of 2 takes twice as long for no gain
 CHART_PADDING = 2  # texels between charts: bilinear sampling of one never reaches another
 # Texels painted at once: bounds memory, and is too few for OpenBLAS to start threads of its own in each of ours
 CHUNK_TEXELS = 25_600
@@ -41,26 +44,26 @@ VERTEX_SHARPNESS = 2
 
 @dataclass(frozen=True)
 class Unwrapped:
-    """A mesh cut along the seams of its charts.
-
-    vertices: (n, 3) float32. faces: (m, 3) int32, in the order of the mesh that was unwrapped. uv: (n, 2) float32 in
-    0..1, v upwards as trimesh keeps it: v = 1 is the texture's first row. source: (n,) int32, the vertex of that mesh
-    each vertex is a copy of.
-    """
+    """A mesh cut along the seams of its charts."""
 
     vertices: NDArray[np.float32]
+    """(n, 3), in the frame and unit of the mesh that was unwrapped"""
     faces: NDArray[np.int32]
+    """(m, 3), in the order of the mesh that was unwrapped"""
     uv: NDArray[np.float32]
+    """(n, 2) in 0..1, v upwards as trimesh keeps it: v = 1 is the texture's first row"""
     source: NDArray[np.int32]
+    """(n,), for each vertex the one of the unwrapped mesh that it is a copy of"""
 
 
 @dataclass(frozen=True)
 class VertexColours:
-    """What a dense mesh looks like: its vertices' positions (n, 3) float32, in the frame of the mesh that is painted,
-    and colours (n, 3) float32 sRGB in 0..1."""
+    """Colours of a dense mesh at its vertices."""
 
     positions: NDArray[np.float32]
+    """(n, 3), in the frame of the mesh that is painted"""
     colours: NDArray[np.float32]
+    """(n, 3) sRGB in 0..1"""
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ class _Texels:
 
 @dataclass(frozen=True)
 class _Photo:
-    """What painting needs of a view: colours (h * w, 3), the mesh's depth (h * w,) and the trust in each pixel, 0 at
-    the object's and the mesh's edges, 1 away from them."""
+    """A view ready for painting: colours (h * w, 3), the mesh's depth (h * w,) in metres, and the trust in each pixel,
+    0 at the edges of the object and the mesh, 1 away from them."""
 
     camera: Camera
     colours: NDArray[np.uint8]
@@ -113,7 +116,7 @@ def bake(
     """Paints the texture: (px, px, 3) uint8 sRGB, and the share of its texels that a view saw, None without views.
 
     The views need cameras, in the mesh's frame. A texel takes the mean of the views that see it, weighted by angle and
-    distance; one that none sees takes the dense mesh's colour there, or else that of the nearest seen surface. Space
+    distance. If no view sees it, it takes the dense mesh's colour, or else that of the nearest seen surface. Space
     between charts repeats their edges. Raises ValueError if there are neither views nor colours.
     """
     if not views and vertex_colours is None:
@@ -147,7 +150,7 @@ def _from_views(
 
 
 def _texels(unwrapped: Unwrapped, texture_px: int) -> _Texels:
-    """Where the texels' centres lie on the surface: rays straight down onto the unwrapped charts."""
+    """The surface at the texels' centres, found with rays straight down onto the unwrapped charts."""
     flat = trimesh.Trimesh(np.column_stack([unwrapped.uv, np.zeros(len(unwrapped.uv))]), unwrapped.faces, process=False)
     axis = (np.arange(texture_px) + 0.5) / texture_px
     u, v = np.meshgrid(axis, 1 - axis)
@@ -207,7 +210,7 @@ def _painted(texels: _Texels, part: slice, photos: Sequence[_Photo]) -> NDArray[
 def _pixel(
     camera: Camera, pixels: NDArray[np.floating], z: NDArray[np.floating]
 ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Flat index of the pixel at each position, and whether that lies in the image."""
+    """Flat index of the pixel at each position, and True if that lies in the image."""
     in_image = (z > 0) & ((pixels >= 0) & (pixels < (camera.width, camera.height))).all(axis=1)
     column, row = np.where(in_image[:, None], pixels, 0).astype(np.intp).T
     return row * camera.width + column, in_image
@@ -228,7 +231,7 @@ def _sampled(photo: _Photo, pixels: NDArray[np.floating]) -> NDArray[np.float32]
 def _from_nearest(
     positions: NDArray[np.float32], known: NDArray[np.float32], colours: NDArray[np.float32], most: int, power: int = 1
 ) -> NDArray[np.float32]:
-    """Colours for positions (k, 3): of the nearest known ones in space, weighted by inverse distance to a power."""
+    """Colours for positions (k, 3): the nearest known ones, weighted by inverse distance to a power."""
     count = min(most, len(known))
     distance, nearest = cKDTree(known).query(positions, k=range(1, count + 1), workers=THREADS)
     weight = 1 / np.maximum(distance, np.finfo(np.float32).eps) ** power

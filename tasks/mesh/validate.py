@@ -88,8 +88,7 @@ def captured_points(views: list[View]) -> NDArray[np.float32]:
         height, width = view.depth.shape
         camera = view.camera.resized(width, height)
         rows, columns = rows[::every], columns[::every]
-        rays = camera.directions(np.column_stack([columns, rows]) + 0.5)
-        points.append((camera.centre + view.depth[rows, columns, None] * rays).astype(np.float32))
+        points.append(camera.points(rows, columns, view.depth[rows, columns]).astype(np.float32))
     return np.concatenate(points) @ CAPTURE_TO_GLTF.T
 
 

@@ -17,7 +17,7 @@ from tasks.capture.views import View, load_views
 from tasks.geometry.mesh_repair import repair, simplify
 from tasks.geometry.render import RayScene, render
 from tasks.geometry.texture import bake, unwrap
-from tasks.inference.fusion.volume import fuse
+from tasks.inference.fusion.fuse import fuse
 from tasks.settings import FusionParameters
 from tests.synthetic import SUPERSAMPLE, chamfer, f_score, psnr
 

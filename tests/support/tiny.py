@@ -89,4 +89,4 @@ def entries(content: Content) -> list[FileEntry]:
 
 def report(content: Content, needs: Needs = FUSION, **more: Any) -> CaptureReport:
     """Examine a capture."""
-    return examine("tiny", entries(content), content.__getitem__, needs, **more)
+    return examine("tiny", entries(content), content.__getitem__, needs, **more)[0]

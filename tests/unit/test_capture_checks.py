@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from tasks.capture.capture_checks import Needs, check_manifest
+from tasks.capture.capture_checks import Needs, check_manifest, examine
 from tasks.errors import CaptureRefused, Problem
 from tests.support.tiny import (
     FUSION,
@@ -84,7 +84,6 @@ def test_a_good_capture_is_reported() -> None:
     assert [view.name for view in found.views] == ["view_000", "view_001", "view_002", "view_003"]
     assert found.warnings == ()
     assert found.has_cameras
-    assert found.has_depth
     view = found.views[0]
     assert (view.width, view.height, view.channels, view.verdict) == (SIZE, SIZE, 4, "ok")
     assert view.depth_m == pytest.approx((0.7, 0.92), abs=0.03)
@@ -92,10 +91,23 @@ def test_a_good_capture_is_reported() -> None:
     assert view.sharpness > 1000
 
 
+def test_every_file_is_read_once_and_every_view_has_a_thumbnail() -> None:
+    read: list[str] = []
+
+    def reader(path: str) -> bytes:
+        read.append(path)
+        return GOOD[path]
+
+    found, thumbnails = examine("tiny", entries(GOOD), reader, FUSION)
+    assert sorted(read) == sorted(GOOD)
+    assert [small.name for small in thumbnails] == [view.name for view in found.views]
+    assert thumbnails[0].tiles[16].size == (16, 16)
+
+
 def test_a_capture_of_views_alone_is_enough_for_trellis() -> None:
     content = {VIEW: opaque(GOOD)[VIEW]}
     found = report(content, TRELLIS)
-    assert (found.has_cameras, found.has_depth, found.warnings) == (False, False, ())
+    assert (found.has_cameras, found.views[0].depth_m, found.warnings) == (False, None, ())
 
 
 def test_relative_depth_is_no_fault_for_trellis() -> None:
@@ -115,8 +127,8 @@ def _cases() -> list[Any]:
         "truncated depth": (GOOD | {DEPTH: GOOD[DEPTH][:-30]}, DEPTH, "broken"),
         "empty view": (GOOD | {VIEW: b""}, VIEW, "0 bytes"),
         "empty depth": (GOOD | {DEPTH: b""}, DEPTH, "0 bytes"),
-        "empty transforms": (GOOD | {CAMERAS: b""}, CAMERAS, "no valid JSON"),
-        "no image": (GOOD | {VIEW: b"these are notes"}, VIEW, "no readable PNG or JPEG"),
+        "empty transforms": (GOOD | {CAMERAS: b""}, CAMERAS, "not valid JSON"),
+        "no image": (GOOD | {VIEW: b"these are notes"}, VIEW, "not a readable PNG or JPEG"),
         "other size": (
             GOOD | {VIEW: encoded(random_picture(32, 32))},
             VIEW,
@@ -196,7 +208,6 @@ def test_grey_depth_with_its_range_is_metric() -> None:
         grey = np.where(depth > 0, np.rint(255 - (depth - 0.5) * 254), 0).astype(np.uint8)
         content[f"depth/view_00{index}.png"] = encoded(grey)
     found = report(content)
-    assert found.has_depth
     assert found.views[0].depth_m == pytest.approx((0.7, 0.92), abs=0.03)
 
 
@@ -277,9 +288,9 @@ def test_a_right_manifest_is_no_problem() -> None:
         (manifest({"path": VIEW, "size": 3}), VIEW, "manifest.json says 3"),
         (manifest({"path": VIEW, "bytes": len(GOOD[VIEW]), "sha256": "00"}), VIEW, "sha256"),
         (manifest({"path": "../x", "bytes": 3, "sha256": ""}), "../x", "leaves the capture folder"),
-        ("{", "manifest.json", "no manifest"),
-        ('{"files": 3}', "manifest.json", "no manifest"),
-        ("[" * 100_000, "manifest.json", "no manifest"),
+        ("{", "manifest.json", "not a valid manifest"),
+        ('{"files": 3}', "manifest.json", "not a valid manifest"),
+        ("[" * 100_000, "manifest.json", "not a valid manifest"),
     ],
 )
 def test_a_manifest_that_contradicts_is_a_problem(text: str, where: str, what: str) -> None:

@@ -96,8 +96,8 @@ def test_grey_below_alpha_zero_is_background() -> None:
         ("depth/a.npy", npy(METRES)[:-3], "broken"),
         ("depth/a.exr", exr(METRES, "A"), "channels"),
         ("depth/a.exr", exr(METRES)[:-5], "broken"),
-        ("depth/a.tif", b"II*\0", "no readable"),
-        ("depth/a.png", b"", "no readable"),
+        ("depth/a.tif", b"II*\0", "not a readable"),
+        ("depth/a.png", b"", "not a readable"),
     ],
 )
 def test_depth_that_is_none_is_refused(path: str, data: bytes, why: str) -> None:
@@ -177,7 +177,7 @@ def test_a_flipped_bit_in_a_png_is_noticed() -> None:
 
 def test_another_files_bytes_are_no_image() -> None:
     for data in (b"hello", encoded(np.zeros((4, 4), np.uint8), "GIF")):
-        with pytest.raises(DecodeError, match="no readable PNG or JPEG"):
+        with pytest.raises(DecodeError, match="not a readable PNG or JPEG"):
             decode_picture("views/a.png", data, LIMIT)
 
 

@@ -76,7 +76,7 @@ def test_nothing_but_the_file_is_left(tmp_path: Path) -> None:
 
 def test_cameras_that_are_there_are_kept(tmp_path: Path) -> None:
     (folder_with(tmp_path, "a") / "transforms.json").write_text("precious")
-    with pytest.raises(InputError, match="there already"):
+    with pytest.raises(InputError, match="exists already"):
         rig(tmp_path, "turntable", distance_m=1, fov_deg=40)
     assert (tmp_path / "transforms.json").read_text() == "precious"
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tasks.capture import masks
-from tasks.capture.contact_sheet import contact_sheet
+from tasks.capture.contact_sheet import contact_sheet, thumbnail
 from tasks.capture.images import DecodeError
 from tasks.capture.views import View, load_views
 from tests.support.tiny import RADIUS, SIZE, Content, ball_depth, edited, encoded, ring, steps, tiny_capture
@@ -131,14 +131,15 @@ def test_sharpness_is_of_the_inside_and_of_one_scale() -> None:
 @pytest.mark.parametrize("count", [1, 7, 100])
 def test_the_contact_sheet_is_small_even_of_noise(count: int) -> None:
     view = views_of(GOOD, ["view_000"])[0]
-    sheet = contact_sheet([replace(view, name=f"view_{index:03d}") for index in range(count)])
+    small = thumbnail(view)
+    sheet = contact_sheet([replace(small, name=f"view_{index:03d}") for index in range(count)])
     assert Image.open(io.BytesIO(sheet)).format == "JPEG"
     assert len(sheet) < 180_000
 
 
 def test_the_contact_sheet_has_six_views_a_row() -> None:
     view = views_of(GOOD, ["view_000"])[0]
-    plain = replace(view, image=np.full_like(view.image, 90))
+    plain = thumbnail(replace(view, image=np.full_like(view.image, 90)))
     width, height = Image.open(io.BytesIO(contact_sheet([plain] * 6))).size
     wide, high = Image.open(io.BytesIO(contact_sheet([plain] * 7))).size
     assert wide == width
@@ -148,7 +149,7 @@ def test_the_contact_sheet_has_six_views_a_row() -> None:
 def test_the_contact_sheet_shows_checkers_outside_of_the_mask() -> None:
     view = views_of(GOOD, ["view_000"])[0]
     red = replace(view, image=np.full_like(view.image, (200, 0, 0)))
-    pixels = np.asarray(Image.open(io.BytesIO(contact_sheet([red]))).convert("RGB")).astype(int)
+    pixels = np.asarray(Image.open(io.BytesIO(contact_sheet([thumbnail(red)]))).convert("RGB")).astype(int)
     tile = pixels[6 + 80 - 32 : 6 + 80 + 32, 6 + 80 - 32 : 6 + 80 + 32]
     assert tile[32, 32, 0] - tile[32, 32, 1] > 150
     assert abs(tile[3, 3, 0] - tile[3, 3, 1]) < 20

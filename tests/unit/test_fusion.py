@@ -17,8 +17,7 @@ from tasks.errors import InferenceFailed
 from tasks.geometry.depth import cut_out, noise_level, tangent_planes, without_outliers
 from tasks.geometry.mesh_repair import without_crumbs
 from tasks.geometry.render import RayScene, render
-from tasks.inference.fusion import volume
-from tasks.inference.fusion.volume import fuse
+from tasks.inference.fusion.fuse import fuse
 from tasks.settings import FusionParameters
 from tests.synthetic import OBJECT_CENTRE, chamfer, fibonacci_sphere, look_at, shape_mesh
 
@@ -166,7 +165,7 @@ def test_a_hollow_goes_on_smoothly_where_no_view_saw_it(monkeypatch: pytest.Monk
     assert mesh.is_watertight and mesh.body_count == 1
     assert chamfer(mesh, truth, 5000) < 0.0012 * np.linalg.norm(truth.extents)  # 0.0043 with the shadow left solid
 
-    monkeypatch.setattr(volume, "continued", lambda vertices, *_: vertices)
+    monkeypatch.setattr("tasks.inference.fusion.fuse.continued", lambda vertices, *_: vertices)
     solid = fused(views)
     outside, _, _ = pcu.signed_distance_to_mesh(
         np.asarray(mesh.vertices), np.asarray(solid.vertices), solid.faces.astype(np.int64)

@@ -97,7 +97,7 @@ def results(uploaded_at: datetime = NOON, *, passed: bool = True, failures: tupl
             links_outside=(),
             digest="d1",
         ),
-        capture_report=CaptureReport(views=(), warnings=(), has_cameras=True, has_depth=True),
+        capture_report=CaptureReport(views=(), warnings=(), has_cameras=True),
         engine=CHOICE,
         reconstruction=RECONSTRUCTION,
         mesh=stored(

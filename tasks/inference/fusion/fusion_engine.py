@@ -1,4 +1,4 @@
-"""The `fusion` engine: RGB-D fusion on the CPU, in the capture's own frame."""
+"""The `fusion` engine as tasks.inference.registry lists it: RGB-D fusion on the CPU, in the capture's own frame."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from safetensors.numpy import save
 
 from tasks.capture.capture_checks import Needs
 from tasks.capture.views import View
-from tasks.inference.fusion.volume import FUSION_VERSION, MIN_VIEWS, fuse
+from tasks.inference.fusion.fuse import FUSION_VERSION, MIN_VIEWS, fuse
 from tasks.settings import ExporterName, InferParameters
 
 
 @dataclass(frozen=True)
 class Fused:
-    """A surface in the capture's own frame: vertices (n, 3) float32 metres, faces (m, 3) int32."""
+    """A surface in the capture's own frame."""
 
     vertices: NDArray[np.float32]
+    """(n, 3) metres"""
     faces: NDArray[np.int32]
+    """(m, 3)"""
     views: tuple[str, ...]
+    """Names of the views that were fused"""
     colours = None
     reduced = False
     to_capture = np.eye(4)
