@@ -6,7 +6,6 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
-from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,7 +17,7 @@ from tasks.errors import StorageUnavailable
 from tasks.inference.registry import ENGINES
 from tasks.progress import in_flow
 from tasks.report import Report
-from tasks.stage import UNCACHED, retried
+from tasks.stage import retried, step
 from tasks.store.claims import failure_of
 from tasks.store.location import Location
 
@@ -57,12 +56,7 @@ def show_plan(planned: Plan, name: str) -> None:
     )
 
 
-@task(
-    name="publish_dataset_report",
-    task_run_name="publish_dataset_report",
-    **UNCACHED,
-    **retried(PUBLISH_RETRIES, StorageUnavailable),
-)
+@step(**retried(PUBLISH_RETRIES, StorageUnavailable))
 def publish_dataset_report(before: Plan, after: Plan, output: str, seconds: float) -> DatasetReport:
     """Write index.html, report.jsonl and report.csv to `<output>/_dataset-<name>/`."""
     name = Location.of(before.dataset).name

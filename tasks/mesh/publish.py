@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from prefect import task
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks.capture.capture_checks import CaptureReport
@@ -20,7 +19,7 @@ from tasks.mesh.validate import MeshReport
 from tasks.progress import StageTiming
 from tasks.report import CaptureSummary, Check, EngineSummary, Report, status_of
 from tasks.settings import PIPELINE_VERSION, Parameters
-from tasks.stage import UNCACHED, retried
+from tasks.stage import retried, step
 from tasks.store.location import (
     FileEntry,
     Location,
@@ -138,12 +137,7 @@ def run_key(reconstruction: Reconstruction, capture: Capture, parameters: Parame
     return cache_key("run", PIPELINE_VERSION, content)[:RUN_KEY_LENGTH]
 
 
-@task(
-    name="publish",
-    task_run_name="publish",
-    **UNCACHED,
-    **retried(PUBLISH_RETRIES, StorageUnavailable),
-)
+@step(**retried(PUBLISH_RETRIES, StorageUnavailable))
 def publish(results: Results, report: Report, output: str, key: str, upload: str) -> str:
     """Publish the asset and give its URL; what is published and verifies is left as it is."""
     root = Location.of(output) / results.capture.id

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 import s3fs
-from flows.store import _oldest_running, _size
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import tasks.store.results
+from flows.cli.store_commands import _oldest_running, _size
 from tasks.errors import StorageUnavailable
 from tasks.settings import settings
 from tasks.store.location import Location
