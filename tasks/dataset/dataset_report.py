@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from tasks.artifacts import artifact_key, public_url
 from tasks.dataset.page import Totals, embeddable, page
@@ -19,7 +19,7 @@ from tasks.progress import in_flow
 from tasks.report import Report
 from tasks.stage import retried, step
 from tasks.store.claims import failure_of
-from tasks.store.location import Location
+from tasks.store.location import Location, parsed_or_none
 
 PUBLISH_RETRIES = 3
 SHOWN_ROWS = 200
@@ -102,10 +102,7 @@ def _row(capture: Planned, output: str, done: Collection[str]) -> Row:
 
 
 def _report(output: str, folder: str) -> Report | None:
-    try:
-        return Report.model_validate_json((Location.of(output) / folder / "report.json").read_or_none() or b"")
-    except ValidationError:
-        return None
+    return parsed_or_none(Report, (Location.of(output) / folder / "report.json").read_or_none())
 
 
 def _meshes(rows: Collection[Row], output: str) -> dict[str, bytes]:

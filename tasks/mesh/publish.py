@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from tasks.capture.capture_checks import CaptureReport
 from tasks.capture.stage_capture import Capture
-from tasks.errors import StorageError, StorageUnavailable
+from tasks.errors import StorageUnavailable
 from tasks.geometry.registration import MIN_INLIERS
 from tasks.inference.reconstruction import Reconstruction
 from tasks.inference.registry import EngineChoice
@@ -25,7 +25,7 @@ from tasks.store.location import (
     Location,
     Manifest,
     locked,
-    precondition_failed,
+    parsed_or_none,
     sha256_of,
     storage_errors,
     take_place,
@@ -163,15 +163,20 @@ def is_published(folder: Location) -> bool:
     """Whether `_SUCCESS` is there and every file has the content its manifest says."""
     if (folder / "_SUCCESS").size() is None:
         return False
-    data = (folder / "manifest.json").read_or_none()
-    try:
-        manifest = Manifest.model_validate_json(data or b"")
-    except ValidationError:
-        return False
-    return all(
+    manifest = parsed_or_none(Manifest, (folder / "manifest.json").read_or_none())
+    return manifest is not None and all(
         (content := (folder / entry.path).read_or_none()) is not None and sha256_of(content) == entry.sha256
         for entry in manifest.files
     )
+
+
+def published_folder(output: str, capture_id: str, upload_key: str) -> str | None:
+    """The folder of a capture's newest result, below the output, if it is of this upload and has not been removed."""
+    published = Location.of(output) / capture_id
+    latest = parsed_or_none(Latest, (published / "latest.json").read_or_none())
+    if latest is None or latest.upload_key != upload_key:
+        return None
+    return None if (published / latest.run_key / "_SUCCESS").size() is None else f"{capture_id}/{latest.run_key}"
 
 
 def _write(folder: Location, files: dict[str, bytes]) -> None:
@@ -203,29 +208,16 @@ def _move_latest(pointer: Location, latest: Latest) -> None:
                 pointer.write(_json(latest))
         return
     for _ in range(_POINTER_TRIES):
-        try:
-            etag = pointer.info()["ETag"]
-        except FileNotFoundError:
-            condition = {"IfNoneMatch": "*"}
-        else:
-            condition = {"IfMatch": etag}
-            if not _newer(latest, pointer.read_or_none()):
-                return
-        try:
-            pointer.write(_json(latest), **condition)
+        etag = pointer.etag()
+        if not _newer(latest, pointer.read_or_none()) or pointer.write_if(etag, _json(latest)):
             return
-        except (StorageError, FileExistsError) as error:
-            if not precondition_failed(error):
-                raise
     raise StorageUnavailable(f"{pointer.url}: other runs keep moving it")
 
 
-def _newer(latest: Latest, current: bytes | None) -> bool:
-    """Whether `latest` may replace the current pointer; one that cannot be read may be replaced."""
-    try:
-        return Latest.model_validate_json(current or b"").uploaded_at <= latest.uploaded_at
-    except ValidationError:
-        return True
+def _newer(latest: Latest, content: bytes | None) -> bool:
+    """True if `latest` may replace the pointer of this content; one that cannot be read may be replaced."""
+    current = parsed_or_none(Latest, content)
+    return current is None or current.uploaded_at <= latest.uploaded_at
 
 
 def _json(latest: Latest) -> bytes:

@@ -6,9 +6,7 @@ for with other parameters, starts with a clean sheet.
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import threading
 import uuid
 from collections.abc import Iterator
@@ -17,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from tasks.errors import (
     Capture2MeshError,
@@ -31,7 +29,7 @@ from tasks.errors import (
     StorageError,
 )
 from tasks.settings import settings
-from tasks.store.location import Location, precondition_failed, sha256_of, storage_errors
+from tasks.store.location import Location, locked, parsed_or_none, sha256_of, storage_errors
 from tasks.store.results import store
 
 LEASE_SECONDS = 60.0
@@ -68,10 +66,7 @@ class Failure(BaseModel):
 
 def failure_of(output: str, upload_key: str) -> Failure | None:
     """The failure of an upload, None where it has none (any more)."""
-    try:
-        return Failure.model_validate_json(_failure(output, upload_key).read_or_none() or b"")
-    except ValidationError:
-        return None
+    return parsed_or_none(Failure, _failure(output, upload_key).read_or_none())
 
 
 def record_failure(output: str, upload_key: str, capture: str, error: BaseException) -> Failure:
@@ -166,78 +161,54 @@ class _Lease:
 
     def __init__(self, location: Location) -> None:
         self.location = location
-        self._holder, self._count, self._etag = uuid.uuid4().hex, 0, ""
+        self._holder, self._count = uuid.uuid4().hex, 0
+        self._etag: str | None = None
         self._lock = threading.Lock()
 
     def taken(self) -> bool:
-        """Take it where nobody holds it, or its holder is dead."""
-        if self._written(IfNoneMatch="*"):
+        """Take it if nobody holds it, or if its holder is dead; gives True if it is taken."""
+        if self._written(None):
             return True
         try:
             held = self.location.info()
         except FileNotFoundError:
-            return self._written(IfNoneMatch="*")
+            return self._written(None)
         age = self.location.now() - held["LastModified"]
-        return age.total_seconds() > LEASE_SECONDS and self._written(IfMatch=held["ETag"])
+        return age.total_seconds() > LEASE_SECONDS and self._written(held["ETag"])
 
     def renew(self) -> None:
         with self._lock:
-            if self._etag and not self._written(IfMatch=self._etag):
-                self._etag = ""
+            if self._etag and not self._written(self._etag):
+                self._etag = None
                 log.error("claim %s was taken over: this process was thought dead", self.location.url)
 
     def end(self) -> None:
         with self._lock:
-            if self._etag and self._written(IfMatch=self._etag):  # still ours
+            if self._etag and self._written(self._etag):  # still ours
                 self.location.delete()
-            self._etag = ""
+            self._etag = None
 
-    def _written(self, **condition: str) -> bool:
-        # other content each time, so that a take-over that has looked before this does not match
+    def _written(self, etag: str | None) -> bool:
+        # other content each time: a take-over that read the etag before this write then fails
         self._count += 1
-        try:
-            self.location.write(f"{self._holder} {self._count}".encode(), **condition)
-        except FileNotFoundError:  # what S3 says where somebody has removed it
-            if "IfMatch" not in condition:
-                raise
+        if not self.location.write_if(etag, f"{self._holder} {self._count}".encode()):
             return False
-        except (StorageError, FileExistsError) as error:
-            if not precondition_failed(error):
-                raise
-            return False
-        self._etag = self.location.etag() or ""
+        self._etag = self.location.etag()
         return True
 
 
 @contextmanager
 def _lock(location: Location) -> Iterator[bool]:
-    """A lock on a file: it ends with the process, however that ends."""
+    """A claim in a local store: a lock on a file, which is removed at the end of the work."""
     path = Path(location.path)
     with storage_errors(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
+    with locked(path, create=True, wait=False) as mine:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        if not _names(path, descriptor):  # who held it has removed it since it was opened here: the work is done
-            yield False
-            return
-        try:
-            yield True
+            yield mine
         finally:
-            path.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
-
-
-def _names(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+            if mine:
+                path.unlink(missing_ok=True)
 
 
 def _of_the_machine(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import fsspec
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.errors import InputError, StorageError, StorageUnavailable
 
@@ -39,10 +39,11 @@ S3_OPTIONS: dict[str, Any] = {
 }
 _UPLOAD_CHUNK = 16 * MEBIBYTE
 _RENAME_TRIES = 3
-# what S3 says of a conditional write that another one forestalled
+# S3's answers to a conditional write that came too late
 _LOST_WRITE = ("PreconditionFailed", "ConditionalRequestConflict")
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 
 class FileEntry(BaseModel):
@@ -204,13 +205,32 @@ class Location:
     def _s3(self) -> bool:
         return hasattr(self.fs, "call_s3")
 
-    def write(self, data: bytes, **conditions: str) -> None:
-        """One object, whole or not at all. `conditions` are S3's (IfMatch, IfNoneMatch)."""
+    def write(self, data: bytes) -> None:
+        """Write one file or object, whole or not at all."""
         with storage_errors(self.url):
             if self.local:
                 write_atomically(Path(self.path), data)
             else:
-                self.fs.pipe_file(self.path, data, **conditions)
+                self.fs.pipe_file(self.path, data)
+
+    def write_if(self, etag: str | None, data: bytes) -> bool:
+        """Write an object of S3 if it is still the version `etag`, or, for None, if there is none yet.
+
+        Gives False, and writes nothing, if another write or a removal came first.
+        """
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        try:
+            with storage_errors(self.url):
+                self.fs.pipe_file(self.path, data, **condition)
+        except FileNotFoundError:
+            if etag is None:
+                raise
+            return False
+        except (StorageError, FileExistsError) as error:
+            if not _precondition_failed(error):
+                raise
+            return False
+        return True
 
     def upload(self, source: Path) -> None:
         with storage_errors(self.url):
@@ -222,8 +242,16 @@ class Location:
             self.fs.rm_file(self.path)
 
 
-def precondition_failed(error: BaseException | None) -> bool:
-    """Whether a conditional S3 write lost: s3fs raises OSError(22) or FileExistsError with S3's answer as the cause."""
+def parsed_or_none(kind: type[M], data: bytes | None) -> M | None:
+    """The model in a JSON file's content; None where there is no content, or it does not fit the model."""
+    try:
+        return kind.model_validate_json(data or b"")
+    except ValidationError:
+        return None
+
+
+def _precondition_failed(error: BaseException | None) -> bool:
+    """True if a conditional write lost: s3fs raises OSError(22) or FileExistsError with S3's answer as the cause."""
     while error is not None:
         code = getattr(error, "response", {}).get("Error", {}).get("Code")
         if isinstance(error, FileExistsError) or code in _LOST_WRITE:
@@ -282,14 +310,34 @@ def take_place(folder: Path, final: Path, adopted: Callable[[], T | None]) -> T 
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """An advisory lock on a folder of this machine: it ends with the process, however that ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def locked(path: Path, *, create: bool = False, wait: bool = True) -> Iterator[bool]:
+    """Hold an advisory lock on a folder or file of this machine for the block; a process that ends in it loses it.
+
+    Gives True if the lock is held. Without `wait` it gives False where another process or thread holds it; it also
+    gives False for a path that its last holder removed while this one waited. create: make the file if it is missing.
+    """
+    with storage_errors(str(path)):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT if create else os.O_RDONLY, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield _taken(descriptor, wait) and _names(path, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _taken(descriptor: int, wait: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _names(path: Path, descriptor: int) -> bool:
+    """True if the path still leads to the opened file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _remove_abandoned(parent: Path, name: str) -> None:

@@ -23,14 +23,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tasks.errors import InputError, StorageError, StorageUnavailable
+from tasks.errors import InputError, StorageUnavailable
 from tasks.settings import settings
 from tasks.store.location import (
     FileEntry,
     Location,
     entries_of,
     locked,
-    precondition_failed,
     read_verified,
     storage_errors,
     take_place,
@@ -146,7 +145,7 @@ class Store:
         return True
 
     def _touch_remote(self, stage: str, key: str) -> bool:
-        """The same by a conditional write, which loses where the entry is removed, replaced or touched meanwhile."""
+        """The same by a conditional write; it fails if the entry is removed, replaced or touched meanwhile."""
         manifest = self.root / stage / key / "manifest.json"
         for _ in range(_COMMIT_TRIES):
             try:
@@ -154,15 +153,12 @@ class Store:
                 if "ETag" not in info or datetime.now(UTC) - info["LastModified"] < TOUCH_AFTER:
                     return True  # just used; or a storage without conditional writes, which is never pruned
                 content = json.loads(manifest.read()) | {"used_at": datetime.now(UTC).isoformat()}
-                manifest.write(json.dumps(content, indent=1).encode(), IfMatch=info["ETag"])
-                return True
             except FileNotFoundError:
                 return False
             except (ValueError, TypeError):
-                return False  # no manifest of ours: broken, and the next commit replaces it
-            except (StorageError, FileExistsError) as error:
-                if not precondition_failed(error):
-                    raise
+                return False  # not a manifest of the store: broken, and the next commit replaces it
+            if manifest.write_if(info["ETag"], json.dumps(content, indent=1).encode()):
+                return True
         raise StorageUnavailable(f"{manifest.url}: other runs keep changing it")
 
     def _commit_local(self, stage: str, key: str, folder: Path, manifest: bytes, result: T) -> T:
@@ -182,14 +178,10 @@ class Store:
         entry = self.root / stage / key
         for file in result.outputs:
             (entry / result.attempt / file.path).upload(folder / file.path)
-        winner, condition = entry / "manifest.json", {"IfNoneMatch": "*"}
+        winner, etag = entry / "manifest.json", None
         for _ in range(_COMMIT_TRIES):
-            try:
-                winner.write(manifest, **condition)
+            if winner.write_if(etag, manifest):
                 return result
-            except (StorageError, FileExistsError) as error:
-                if not precondition_failed(error):
-                    raise
             # before the entry is read, so that only what was found broken is replaced
             etag = winner.etag()
             adopted = self.load(stage, key, type(result))
@@ -198,7 +190,6 @@ class Store:
                     for file in result.outputs:
                         (entry / result.attempt / file.path).delete()
                 return adopted
-            condition = {"IfMatch": etag} if etag is not None else {"IfNoneMatch": "*"}
         raise StorageUnavailable(f"{entry.url}: another process keeps putting a broken entry there")
 
 

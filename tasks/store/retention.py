@@ -24,7 +24,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tasks.errors import InputError, StorageError
-from tasks.store.location import Location, locked, precondition_failed, storage_errors
+from tasks.store.location import Location, locked, storage_errors
 
 IN_USE = timedelta(hours=1)
 """After its use an entry may still be read by the run: far longer than a run waits between two stages."""
@@ -273,15 +273,8 @@ def _moved_aside(folder: Path, aside: Path, version: str) -> bool:
 def _remove_remote(root: Location, item: Item) -> bool:
     """Empty the manifest, which fails where it was used or replaced since it was listed, then delete the files."""
     if item.version is not None:
-        if not _manifest(root / item.path):
-            return False
-        try:
-            (root / item.path / MANIFEST).write(b"", IfMatch=item.version)
-        except FileNotFoundError:
-            return False
-        except (StorageError, FileExistsError) as error:
-            if not precondition_failed(error):
-                raise
+        manifest = root / item.path / MANIFEST
+        if not _manifest(root / item.path) or not manifest.write_if(item.version, b""):
             return False
     for path in item.files:
         (root / path).delete()

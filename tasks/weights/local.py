@@ -7,26 +7,30 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Lock
 
-from pydantic import ValidationError
-
 from tasks.errors import StorageError, WeightsCorrupt, WeightsMissing
 from tasks.settings import settings
-from tasks.store.location import Manifest, file_sha256, storage_errors, take_place, working_folder, write_atomically
+from tasks.store.location import (
+    Manifest,
+    file_sha256,
+    locked,
+    parsed_or_none,
+    storage_errors,
+    take_place,
+    working_folder,
+    write_atomically,
+)
 from tasks.weights.origins import Origin, origin, persistent
 from tasks.weights.pins import Bundle, Source, WeightFile
 
 PROGRESS_SECONDS = 0.25
-
-Progress = Callable[[float], None]
 
 
 def folder_of(bundle: Bundle) -> Path:
@@ -37,10 +41,11 @@ def find(bundle: Bundle) -> Path | None:
     """The local folder if it is whole, by its manifest and the sizes; no network."""
     folder = folder_of(bundle)
     try:
-        manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
-    except (OSError, ValidationError):
+        manifest = parsed_or_none(Manifest, (folder / "manifest.json").read_bytes())
+    except OSError:
         return None
-    return folder if all(_size(folder / entry.path) == entry.bytes for entry in manifest.files) else None
+    whole = manifest is not None and all(_size(folder / entry.path) == entry.bytes for entry in manifest.files)
+    return folder if whole else None
 
 
 def require(bundle: Bundle) -> Path:
@@ -59,7 +64,7 @@ def blobs_present(source: Source) -> int:
     return sum(file.sha256 is not None and _size(_blob(blobs, file)) == file.bytes for file in source.files)
 
 
-def verify(bundle: Bundle, progress: Progress = lambda fraction: None) -> list[str]:
+def verify(bundle: Bundle, progress: Callable[[float], None] = lambda fraction: None) -> list[str]:
     """Hash every file; what is wrong, a line each."""
     faults = []
     entries = bundle.entries()
@@ -89,13 +94,16 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def fetch(bundle: Bundle, progress: Progress = lambda fraction: None, repair: bool = False) -> Path:
+def fetch(bundle: Bundle, progress: Callable[[float], None] = lambda fraction: None, repair: bool = False) -> Path:
     """Download what is missing and give the folder; does nothing where it is whole, unless to `repair` it."""
     if not repair and (folder := find(bundle)) is not None:
         return folder
     bundle.refuse_unpinned()
     root = settings().weights
-    with storage_errors(str(root)), _locked(root):
+    with storage_errors(str(root)):
+        root.mkdir(parents=True, exist_ok=True)
+    # one process downloads, others wait and find the bundle whole
+    with storage_errors(str(root)), locked(root / ".lock", create=True):
         if repair:
             _discard_wrong(bundle, root)
         if (folder := find(bundle)) is not None:
@@ -118,7 +126,7 @@ def _assemble(bundle: Bundle, root: Path) -> Path:
     return final
 
 
-def _download(bundle: Bundle, blobs: Path, origin: Origin, progress: Progress) -> None:
+def _download(bundle: Bundle, blobs: Path, origin: Origin, progress: Callable[[float], None]) -> None:
     """All missing blobs, several at once; stops all where one fails."""
     blobs.mkdir(parents=True, exist_ok=True)
     # by content: empty files, for one, occur more than once
@@ -218,15 +226,6 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size
     except OSError:
         return None
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """One process downloads, others wait and find it done; ends with the process, however that ends."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 class _Counter:
