@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -125,3 +126,28 @@ class MeshRejected(Capture2MeshError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+@contextmanager
+def storage_errors(where: str) -> Iterator[None]:
+    """Faults below `where` become StorageError; what can get better, StorageUnavailable.
+
+    FileNotFoundError and FileExistsError pass: they answer a question.
+    """
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except PermissionError as error:
+        raise StorageError(f"{where}: access denied ({error}); check the permissions or the AWS_* keys") from error
+    except OSError as error:
+        if where.startswith("/"):
+            raise StorageError(f"{where}: {error}; check the disk") from error
+        raise StorageUnavailable(f"{where}: {error}; check the network and the endpoint") from error
+    except Exception as error:
+        # botocore and aiohttp have no common base class with OSError; everything else is a fault of ours
+        module = type(error).__module__.partition(".")[0]
+        if module not in ("botocore", "aiobotocore", "aiohttp"):
+            raise
+        kind = StorageError if "Credentials" in type(error).__name__ else StorageUnavailable
+        raise kind(f"{where}: {error}; check the endpoint and the AWS_* keys") from error

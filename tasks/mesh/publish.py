@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.capture.capture_checks import CaptureReport
 from tasks.capture.stage_capture import Capture
-from tasks.errors import StorageUnavailable
+from tasks.errors import StorageUnavailable, storage_errors
 from tasks.geometry.registration import MIN_INLIERS
 from tasks.inference.reconstruction import Reconstruction
 from tasks.inference.registry import EngineChoice
@@ -20,18 +20,8 @@ from tasks.progress import StageTiming
 from tasks.report import CaptureSummary, Check, EngineSummary, Report, status_of
 from tasks.settings import PIPELINE_VERSION, Parameters
 from tasks.stage import retried, step
-from tasks.store.location import (
-    FileEntry,
-    Location,
-    Manifest,
-    locked,
-    parsed_or_none,
-    sha256_of,
-    storage_errors,
-    take_place,
-    working_folder,
-    write_atomically,
-)
+from tasks.store.local_files import locked, take_place, working_folder, write_atomically
+from tasks.store.location import FileEntry, Location, Manifest, parsed_or_none, sha256_of
 from tasks.store.results import cache_key, store
 
 RUN_KEY_LENGTH = 16

@@ -27,9 +27,11 @@ from tasks.errors import (
     MeshRejected,
     PublishedAsset,
     StorageError,
+    storage_errors,
 )
 from tasks.settings import settings
-from tasks.store.location import Location, locked, parsed_or_none, sha256_of, storage_errors
+from tasks.store.local_files import locked
+from tasks.store.location import Location, parsed_or_none, sha256_of
 from tasks.store.results import store
 
 LEASE_SECONDS = 60.0

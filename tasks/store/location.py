@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import os
-import shutil
-import socket
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -20,7 +14,8 @@ from typing import Any, Literal, TypeVar
 import fsspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tasks.errors import InputError, StorageError, StorageUnavailable
+from tasks.errors import InputError, StorageError, StorageUnavailable, storage_errors
+from tasks.store.local_files import write_atomically
 
 MEBIBYTE = 2**20
 
@@ -38,11 +33,9 @@ S3_OPTIONS: dict[str, Any] = {
     },
 }
 _UPLOAD_CHUNK = 16 * MEBIBYTE
-_RENAME_TRIES = 3
 # S3's answers to a conditional write that came too late
 _LOST_WRITE = ("PreconditionFailed", "ConditionalRequestConflict")
 
-T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -79,31 +72,6 @@ def entries_of(folder: Path) -> tuple[FileEntry, ...]:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@contextmanager
-def storage_errors(where: str) -> Iterator[None]:
-    """Faults below `where` become StorageError; what can get better, StorageUnavailable.
-
-    FileNotFoundError and FileExistsError pass: they answer a question.
-    """
-    try:
-        yield
-    except (FileNotFoundError, FileExistsError):
-        raise
-    except PermissionError as error:
-        raise StorageError(f"{where}: access denied ({error}); check the permissions or the AWS_* keys") from error
-    except OSError as error:
-        if where.startswith("/"):
-            raise StorageError(f"{where}: {error}; check the disk") from error
-        raise StorageUnavailable(f"{where}: {error}; check the network and the endpoint") from error
-    except Exception as error:
-        # botocore and aiohttp have no common base class with OSError; everything else is a fault of ours
-        module = type(error).__module__.partition(".")[0]
-        if module not in ("botocore", "aiobotocore", "aiohttp"):
-            raise
-        kind = StorageError if "Credentials" in type(error).__name__ else StorageUnavailable
-        raise kind(f"{where}: {error}; check the endpoint and the AWS_* keys") from error
 
 
 @dataclass(frozen=True)
@@ -258,104 +226,6 @@ def _precondition_failed(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the target, flush to disk, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def working_folder(parent: Path, name: str) -> Iterator[Path]:
-    """An empty folder to make `parent/name` in; gone afterwards, and where a killed process left one, now."""
-    with storage_errors(str(parent)):
-        parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(parent, name)
-        folder = parent / f".{name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
-        folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def take_place(folder: Path, final: Path, adopted: Callable[[], T | None]) -> T | None:
-    """Rename `folder` to `final`. Where that is taken, give what is there if it is whole, else replace it."""
-    for _ in range(_RENAME_TRIES):
-        try:
-            os.rename(folder, final)
-            return None
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        with locked(final.parent):
-            if not final.exists():
-                continue
-            if (found := adopted()) is not None:
-                return found
-            # only who holds the lock removes, so what is there is broken
-            aside = final.with_name(f".{final.name}.broken-{uuid.uuid4().hex[:8]}")
-            os.rename(final, aside)
-        shutil.rmtree(aside, ignore_errors=True)
-    raise StorageError(f"{final}: another process keeps putting a broken folder there; stop it and run again")
-
-
-@contextmanager
-def locked(path: Path, *, create: bool = False, wait: bool = True) -> Iterator[bool]:
-    """Hold an advisory lock on a folder or file of this machine for the block; a process that ends in it loses it.
-
-    Gives True if the lock is held. Without `wait` it gives False where another process or thread holds it; it also
-    gives False for a path that its last holder removed while this one waited. create: make the file if it is missing.
-    """
-    with storage_errors(str(path)):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT if create else os.O_RDONLY, 0o666)
-    try:
-        yield _taken(descriptor, wait) and _names(path, descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _taken(descriptor: int, wait: bool) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _names(path: Path, descriptor: int) -> bool:
-    """True if the path still leads to the opened file."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _remove_abandoned(parent: Path, name: str) -> None:
-    host = socket.gethostname()
-    for folder in parent.glob(f".{name}.*.tmp"):
-        prefix, pid, _, _ = folder.name.rsplit(".", 3)
-        if prefix == f".{name}.{host}" and not _alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def read_verified(location: Location, entry: FileEntry, scratch: Path | None = None) -> bytes:

@@ -23,19 +23,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tasks.errors import InputError, StorageUnavailable
+from tasks.errors import InputError, StorageUnavailable, storage_errors
 from tasks.settings import settings
-from tasks.store.location import (
-    FileEntry,
-    Location,
-    entries_of,
-    locked,
-    read_verified,
-    storage_errors,
-    take_place,
-    working_folder,
-    write_atomically,
-)
+from tasks.store.local_files import locked, take_place, working_folder, write_atomically
+from tasks.store.location import FileEntry, Location, entries_of, read_verified
 
 
 class StoredResult(BaseModel):

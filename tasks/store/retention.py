@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from tasks.errors import InputError, StorageError
-from tasks.store.location import Location, locked, storage_errors
+from tasks.errors import InputError, StorageError, storage_errors
+from tasks.store.local_files import locked
+from tasks.store.location import Location
 
 IN_USE = timedelta(hours=1)
 """After its use an entry may still be read by the run: far longer than a run waits between two stages."""

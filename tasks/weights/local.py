@@ -15,18 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Event, Lock
 
-from tasks.errors import StorageError, WeightsCorrupt, WeightsMissing
+from tasks.errors import StorageError, WeightsCorrupt, WeightsMissing, storage_errors
 from tasks.settings import settings
-from tasks.store.location import (
-    Manifest,
-    file_sha256,
-    locked,
-    parsed_or_none,
-    storage_errors,
-    take_place,
-    working_folder,
-    write_atomically,
-)
+from tasks.store.local_files import locked, take_place, working_folder, write_atomically
+from tasks.store.location import Manifest, file_sha256, parsed_or_none
 from tasks.weights.origins import Origin, origin, persistent
 from tasks.weights.pins import Bundle, Source, WeightFile
 

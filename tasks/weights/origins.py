@@ -9,9 +9,17 @@ from typing import Protocol
 
 import httpx
 
-from tasks.errors import Capture2MeshError, InputError, StorageError, StorageUnavailable, WeightsCorrupt, WeightsMissing
+from tasks.errors import (
+    Capture2MeshError,
+    InputError,
+    StorageError,
+    StorageUnavailable,
+    WeightsCorrupt,
+    WeightsMissing,
+    storage_errors,
+)
 from tasks.settings import settings
-from tasks.store.location import MEBIBYTE, Location, storage_errors
+from tasks.store.location import MEBIBYTE, Location
 from tasks.weights.pins import Source, WeightFile
 
 MIRROR_CHUNK = 8 * MEBIBYTE

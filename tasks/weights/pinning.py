@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from tasks.errors import InputError, StorageUnavailable
-from tasks.store.location import write_atomically
+from tasks.store.local_files import write_atomically
 from tasks.weights.origins import Network, hub_endpoint, hub_token, persistent, refusal
 from tasks.weights.pins import Bundle, Source, WeightFile, declared
 
