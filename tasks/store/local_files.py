@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the target, flush to disk, rename."""
+    """Write a file whole or not at all: beside the target first, flushed to disk, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
@@ -39,7 +39,10 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextmanager
 def working_folder(parent: Path, name: str) -> Iterator[Path]:
-    """An empty folder to make `parent/name` in; gone afterwards, and where a killed process left one, now."""
+    """Make an empty folder for the content of `parent/name`; it is removed at the end of the block.
+
+    The working folders that killed processes of this machine left are removed at the start.
+    """
     with storage_errors(str(parent)):
         parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(parent, name)
@@ -52,7 +55,11 @@ def working_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def take_place(folder: Path, final: Path, adopted: Callable[[], T | None]) -> T | None:
-    """Rename `folder` to `final`. Where that is taken, give what is there if it is whole, else replace it."""
+    """Rename `folder` to `final`, or adopt what is there already.
+
+    adopted: gives the result that is there if it is whole; if it gives None, the broken folder is replaced. Gives that
+    result, or None after a rename. Raises StorageError if other processes keep putting broken folders there.
+    """
     for _ in range(_RENAME_TRIES):
         try:
             os.rename(folder, final)
@@ -65,7 +72,7 @@ def take_place(folder: Path, final: Path, adopted: Callable[[], T | None]) -> T 
                 continue
             if (found := adopted()) is not None:
                 return found
-            # only who holds the lock removes, so what is there is broken
+            # broken folders are removed under the lock only, so this one is broken too
             aside = final.with_name(f".{final.name}.broken-{uuid.uuid4().hex[:8]}")
             os.rename(final, aside)
         shutil.rmtree(aside, ignore_errors=True)
@@ -74,10 +81,10 @@ def take_place(folder: Path, final: Path, adopted: Callable[[], T | None]) -> T 
 
 @contextmanager
 def locked(path: Path, *, create: bool = False, wait: bool = True) -> Iterator[bool]:
-    """Hold an advisory lock on a folder or file of this machine for the block; a process that ends in it loses it.
+    """Hold an advisory lock on a file or folder for the block; it ends with the process, however that ends.
 
-    Gives True if the lock is held. Without `wait` it gives False where another process or thread holds it; it also
-    gives False for a path that its last holder removed while this one waited. create: make the file if it is missing.
+    create: make the file if it is missing. Gives True if the lock is held. Gives False without `wait` if another holder
+    has it, and if the path was removed or replaced meanwhile.
     """
     with storage_errors(str(path)):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT if create else os.O_RDONLY, 0o666)

@@ -1,4 +1,8 @@
-"""Folders and buckets alike: fsspec file systems, with the faults of storage as errors of this project."""
+"""Locations: folders and buckets behind one interface, by fsspec; and the files that manifests list.
+
+Used by everything that reads or writes captures, the store, the output or the weights. Faults of the storage are raised
+as errors of this project.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,8 @@ from tasks.store.local_files import write_atomically
 
 MEBIBYTE = 2**20
 
-# s3fs: its listing cache hides what others upload, and its default block size costs 1 GiB of memory for a 1 GiB file.
-# Endpoint, region and keys come from the standard AWS_* environment variables.
+# s3fs: its listing cache hides new uploads of others, and with its default block size a file of 1 GiB needs 1 GiB of
+# memory. Endpoint, region and keys come from the standard AWS_* environment variables.
 S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
     "default_block_size": 8 * MEBIBYTE,
@@ -40,28 +44,34 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class FileEntry(BaseModel):
-    """One file of a manifest: its path relative to the manifest's folder, its size and its content's digest."""
+    """One file of a manifest."""
 
     model_config = ConfigDict(frozen=True)
 
     path: str
+    """Relative to the manifest's folder, with `/` between its parts."""
     bytes: int = Field(ge=0)
+    """Size of the content."""
     sha256: str
+    """Digest of the content, 64 hex digits."""
 
 
 class Manifest(BaseModel):
-    """The one shape of every manifest in the project."""
+    """A list of files; every manifest of the project has this shape."""
 
     schema_: Literal[1] = Field(1, alias="schema")
+    """Version of the shape."""
     files: tuple[FileEntry, ...]
+    """The files below the manifest's folder, without the manifest."""
 
 
 def sha256_of(data: bytes) -> str:
+    """Digest of the data, 64 hex digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def entries_of(folder: Path) -> tuple[FileEntry, ...]:
-    """What lies in a local folder, sorted by path."""
+    """Entries of all files below a local folder, sorted by path."""
     return tuple(
         FileEntry(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=file_sha256(path))
         for path in sorted(folder.rglob("*"))
@@ -70,21 +80,25 @@ def entries_of(folder: Path) -> tuple[FileEntry, ...]:
 
 
 def file_sha256(path: Path) -> str:
+    """Digest of a local file's content, 64 hex digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
 class Location:
-    """A folder on any fsspec file system. `path` has no protocol; local paths are absolute."""
+    """A file or folder on any fsspec file system."""
 
     fs: fsspec.AbstractFileSystem
+    """The file system that it is on."""
     path: str
+    """Path on the file system, without protocol; absolute if it is local."""
     local: bool
+    """True for a path of this machine."""
 
     @staticmethod
     def of(url: str | Path) -> Location:
-        """The location of a local path or of an fsspec URL; raises InputError for an unknown protocol."""
+        """Give the location of a local path or of an fsspec URL; raises InputError for an unknown protocol."""
         text = str(url)
         options = S3_OPTIONS if text.startswith(("s3://", "s3a://")) else {}
         try:
@@ -96,6 +110,7 @@ class Location:
 
     @property
     def url(self) -> str:
+        """The local path, or the URL with its protocol."""
         return self.path if self.local else self.fs.unstrip_protocol(self.path)
 
     @property
@@ -107,37 +122,40 @@ class Location:
         return Location(self.fs, f"{self.path}/{name}", self.local)
 
     def read(self) -> bytes:
+        """Read the whole file; raises FileNotFoundError if there is none."""
         with storage_errors(self.url):
             data: bytes = self.fs.cat_file(self.path)
             return data
 
     def read_or_none(self) -> bytes | None:
+        """Read the whole file; None if there is none."""
         try:
             return self.read()
         except FileNotFoundError:
             return None
 
     def info(self) -> dict[str, Any]:
+        """Read fsspec's metadata of the file: `size`, on S3 also `ETag` and `LastModified`."""
         with storage_errors(self.url):
             info: dict[str, Any] = self.fs.info(self.path)
             return info
 
     def size(self) -> int | None:
-        """Bytes of the file, or None where there is none."""
+        """Size of the file in bytes; None if there is none."""
         try:
             return int(self.info()["size"])
         except FileNotFoundError:
             return None
 
     def etag(self) -> str | None:
-        """S3's version of the object, for a conditional write, or None where there is none."""
+        """S3's version of the object, for `write_if`; None if there is none."""
         try:
             return str(self.info()["ETag"])
         except FileNotFoundError:
             return None
 
     def listing(self) -> dict[str, dict[str, Any]]:
-        """Files below, by relative path; empty where nothing is."""
+        """Metadata of the files below, by relative path; empty if there are none."""
         with storage_errors(self.url):
             try:
                 found = self.fs.find(self.path, detail=True)
@@ -146,7 +164,7 @@ class Location:
         return {path[len(self.path) + 1 :]: info for path, info in sorted(found.items()) if path != self.path}
 
     def now(self) -> datetime:
-        """The time by the storage's own clock, which is the one that its files' times are of."""
+        """The time by the storage's own clock, which also sets the times of its files."""
         if not self._s3:
             return datetime.now(UTC)
         bucket, _, prefix = self.path.partition("/")
@@ -155,7 +173,7 @@ class Location:
         return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
 
     def open_uploads(self) -> list[str]:
-        """URLs of the objects below whose multipart upload has begun and not ended."""
+        """URLs of the objects below whose multipart upload has begun but not ended."""
         if not self._s3:
             return []
         bucket, _, prefix = self.path.partition("/")
@@ -184,7 +202,7 @@ class Location:
     def write_if(self, etag: str | None, data: bytes) -> bool:
         """Write an object of S3 if it is still the version `etag`, or, for None, if there is none yet.
 
-        Gives False, and writes nothing, if another write or a removal came first.
+        Gives True if it is written, False if another write or a removal came first.
         """
         condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
         try:
@@ -201,17 +219,18 @@ class Location:
         return True
 
     def upload(self, source: Path) -> None:
+        """Write the content of a local file, in parts if it is large."""
         with storage_errors(self.url):
             self.fs.put_file(str(source), self.path, chunksize=_UPLOAD_CHUNK)
 
     def delete(self) -> None:
-        """Remove a file; none there is fine."""
+        """Remove a file; does nothing if there is none."""
         with storage_errors(self.url), suppress(FileNotFoundError):
             self.fs.rm_file(self.path)
 
 
 def parsed_or_none(kind: type[M], data: bytes | None) -> M | None:
-    """The model in a JSON file's content; None where there is no content, or it does not fit the model."""
+    """Parse the content of a JSON file; None if there is no content, or it does not fit the model."""
     try:
         return kind.model_validate_json(data or b"")
     except ValidationError:
@@ -229,10 +248,10 @@ def _precondition_failed(error: BaseException | None) -> bool:
 
 
 def read_verified(location: Location, entry: FileEntry, scratch: Path | None = None) -> bytes:
-    """The content of a file, of exactly the bytes its entry says; remote files are kept in `scratch`.
+    """Read a file and check it against the digest of its entry; remote files are kept in `scratch`.
 
-    Where the content is another one, raises StorageUnavailable for a remote file (an interrupted transfer), InputError
-    for a local one (it was edited).
+    If the content differs, raises StorageUnavailable for a remote file (an interrupted transfer) and InputError for a
+    local one (it was edited).
     """
     fault = InputError if location.local else StorageUnavailable
     kept = scratch / entry.sha256 if scratch is not None and not location.local else None

@@ -1,11 +1,12 @@
 """The store of stage results: `<store>/<stage>/<key>/`, whole or not at all, with `manifest.json` last.
 
-A result counts only while its files are there with the size that its manifest says. Local entries appear by one rename.
-On object storage, which has none, the files lie under `<key>/<attempt>/` and a conditional write of the manifest names
-the attempt that won.
+A result counts only while its files are there with the sizes in its manifest. Local entries appear by one rename.
+Object storage has no rename: there the files lie under `<key>/<attempt>/`, and a conditional write of the manifest
+names the attempt that won.
 
-The time at which a manifest was written is that of the entry's last use: what is loaded is touched, in a way that
-excludes its removal (see tasks/store/retention.py), so what a run has loaded stays for a while.
+A manifest's time is the time of the entry's last use: to load an entry also touches it, and it cannot be removed at the
+same time (see tasks/store/retention.py). So an entry that a run has loaded is kept for a while. Called by
+tasks/stage.py, and by everything that reads the files of a result.
 """
 
 from __future__ import annotations
@@ -30,18 +31,20 @@ from tasks.store.location import FileEntry, Location, entries_of, read_verified
 
 
 class StoredResult(BaseModel):
-    """A stage's typed result; its files, if it has any, are `outputs` of the store's entry `stage/key`.
-
-    One that is not `reusable` (something failed that may work next time) serves this run and is no cache hit.
-    """
+    """The typed result of a stage. Its files, if it has any, lie in the store's entry `stage/key`."""
 
     model_config = ConfigDict(frozen=True)
 
     stage: str = ""
+    """Name of the stage; set when it is stored, like the next three."""
     key: str = ""
+    """Key of the entry, 64 hex digits."""
     attempt: str = ""
+    """Folder of the files in the entry on object storage; empty in a local store."""
     outputs: tuple[FileEntry, ...] = ()
+    """The files."""
     reusable: bool = True
+    """False if something failed that may work next time: the result serves this run and is not a cache hit."""
 
 
 T = TypeVar("T", bound=StoredResult)
@@ -51,7 +54,7 @@ TOUCH_AFTER = timedelta(minutes=30)  # on object storage a touch is a write: not
 
 
 def cache_key(stage: str, version: str, content: Any) -> str:
-    """sha256 over the canonical JSON of what determines a stage's result."""
+    """Make the key of a result: sha256 over the canonical JSON of everything that determines it."""
 
     def jsonable(value: Any) -> Any:
         return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
@@ -65,11 +68,12 @@ class Store:
     """Results of stages on any fsspec location."""
 
     root: Location
+    """Folder of the store."""
 
     def load(self, stage: str, key: str, kind: type[T], *, reusable: bool = True) -> T | None:
-        """The stored result, or None where it is not whole or, unless `reusable` is False, not reusable.
+        """Load a result, which marks it as used now; None if it is not whole.
 
-        It counts as used just now.
+        A result that is not reusable is loaded only with `reusable=False`.
         """
         touched = self._touch_local(stage, key) if self.root.local else self._touch_remote(stage, key)
         return self._whole(stage, key, kind, reusable) if touched else None
@@ -91,12 +95,12 @@ class Store:
         return result
 
     def working_folder(self, stage: str, key: str) -> AbstractContextManager[Path]:
-        """An empty local folder to make an entry in; on the store's own disk where that is local."""
+        """Make an empty local folder for the files of an entry; on the disk of the store if that is local."""
         parent = Path(self.root.path) if self.root.local else settings().scratch / "work"
         return working_folder(parent / stage, key)
 
     def commit(self, stage: str, key: str, folder: Path, result: T) -> T:
-        """Make what lies in `folder` the entry's files and `result` its result; who comes second adopts the first."""
+        """Store the files in `folder` and the result as an entry; if there is a whole one already, give its result."""
         attempt = "" if self.root.local else uuid.uuid4().hex[:12]
         outputs = entries_of(folder)
         result = result.model_copy(update={"stage": stage, "key": key, "attempt": attempt, "outputs": outputs})
@@ -111,7 +115,7 @@ class Store:
         return publish(stage, key, folder, data, result)
 
     def read(self, result: StoredResult, name: str) -> bytes:
-        """One of a result's files, verified."""
+        """Read one of a result's files, verified. Raises StorageUnavailable if it was removed from the store."""
         entry = next(entry for entry in result.outputs if entry.path == name)
         folder = self.root / result.stage / result.key
         location = (folder / result.attempt if result.attempt else folder) / name
@@ -120,13 +124,13 @@ class Store:
         except (InputError, StorageUnavailable) as error:
             if location.size() is not None:
                 raise
-            # not the fault of what was asked for: the next run finds no entry and makes it again
+            # the input is not at fault: the next run finds no entry and makes it again
             raise StorageUnavailable(
                 f"{location.url}: it was removed from the store during the run; run again"
             ) from error
 
     def _touch_local(self, stage: str, key: str) -> bool:
-        """Whether the entry is there; if so, it was used just now."""
+        """Mark the entry as used now; gives False if there is none."""
         folder = Path(self.root.path) / stage
         try:
             with storage_errors(str(folder / key)), locked(folder):
@@ -159,7 +163,7 @@ class Store:
             return take_place(folder, final, lambda: self._adopted_local(stage, key, type(result))) or result
 
     def _adopted_local(self, stage: str, key: str, kind: type[T]) -> T | None:
-        """What `take_place` found, used as from now; the stage's folder is locked already."""
+        """The whole entry that `take_place` found, marked as used now; the stage's folder is locked already."""
         found = self._whole(stage, key, kind)
         if found is not None:
             os.utime(Path(self.root.path) / stage / key / "manifest.json")
@@ -173,11 +177,11 @@ class Store:
         for _ in range(_COMMIT_TRIES):
             if winner.write_if(etag, manifest):
                 return result
-            # before the entry is read, so that only what was found broken is replaced
+            # read before the entry, so that only a broken entry is replaced
             etag = winner.etag()
             adopted = self.load(stage, key, type(result))
             if adopted is not None:
-                if adopted.attempt != result.attempt:  # else our own write won, and only its answer was lost
+                if adopted.attempt != result.attempt:  # if equal, our own write won, and only its answer was lost
                     for file in result.outputs:
                         (entry / result.attempt / file.path).delete()
                 return adopted
@@ -186,5 +190,5 @@ class Store:
 
 @lru_cache
 def store() -> Store:
-    """The store that `CAPTURE2MESH_STORE` names."""
+    """The store at `CAPTURE2MESH_STORE`."""
     return Store(Location.of(settings().store))

@@ -94,14 +94,13 @@ def fetch(bundle: Bundle, progress: Callable[[float], None] = lambda fraction: N
     root = settings().weights
     with storage_errors(str(root)):
         root.mkdir(parents=True, exist_ok=True)
-    # one process downloads, others wait and find the bundle whole
-    with storage_errors(str(root)), locked(root / ".lock", create=True):
-        if repair:
-            _discard_wrong(bundle, root)
-        if (folder := find(bundle)) is not None:
-            return folder
-        _download(bundle, root / "blobs", origin(), progress)
-        return _assemble(bundle, root)
+        with locked(root / ".lock", create=True):  # one process downloads, others wait and then find the bundle whole
+            if repair:
+                _discard_wrong(bundle, root)
+            if (folder := find(bundle)) is not None:
+                return folder
+            _download(bundle, root / "blobs", origin(), progress)
+            return _assemble(bundle, root)
 
 
 def _assemble(bundle: Bundle, root: Path) -> Path:
