@@ -20,7 +20,7 @@ from flows.process_pool import Processes
 from flows.reconstruct import Prepared, finish, prepare
 from tasks.capture.completeness import StorageState, awaited
 from tasks.capture.listing import Listing
-from tasks.dataset.plan import Planned, plan, published_folder
+from tasks.dataset.plan import Planned, plan
 from tasks.errors import (
     Capture2MeshError,
     CaptureRefused,
@@ -34,7 +34,7 @@ from tasks.errors import (
 from tasks.inference.reconstruction import Reconstruction, infer
 from tasks.inference.registry import ENGINES, EngineChoice, require_engine, resolve_engine
 from tasks.mesh.export import export_glb, exporter_of
-from tasks.mesh.publish import Published
+from tasks.mesh.publish import Published, published_folder
 from tasks.progress import StageTiming, Timings, in_flow, observed_by, progress_artifact, timed
 from tasks.settings import EngineName, Parameters, settings
 from tasks.stage import UNCACHED

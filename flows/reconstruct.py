@@ -23,7 +23,7 @@ from tasks.mesh.convert import convert_formats
 from tasks.mesh.export import export_glb
 from tasks.mesh.publish import Published, Results, publish, run_key
 from tasks.mesh.validate import PREVIEW_SHEET, validate_mesh
-from tasks.progress import Timings, in_flow, observed_by, timed
+from tasks.progress import Timings, in_flow, observed_by
 from tasks.settings import EngineName, Parameters, settings
 from tasks.store.claims import failures_recorded
 from tasks.store.location import Location
@@ -122,10 +122,8 @@ def finish(
         mesh_report=checked,
     )
     report = results.report(parameters, tuple(timings.stages))
-    with timed("publish"):
-        publishing = publish if in_flow() else publish.fn
-        key = run_key(reconstruction, capture, parameters)
-        folder = publishing(results, report, output, key, prepared.upload_key)
+    key = run_key(reconstruction, capture, parameters)
+    folder = publish(results, report, output, key, prepared.upload_key)
     published = Published(url=folder, report=report.model_copy(update={"stages": tuple(timings.stages)}))
     if in_flow():
         show_report(published.report, folder, public_url(folder, output), store().read(checked, PREVIEW_SHEET))

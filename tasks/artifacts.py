@@ -1,4 +1,7 @@
-"""What a run shows in the Prefect UI: the views of a capture, the report with its pictures, the mesh."""
+"""Artifacts of a run in the Prefect UI: the views of a capture, the report with its pictures, the mesh.
+
+Called by the flows, and by tasks/dataset for the keys and links of its own artifacts.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from tasks.store.results import store
 
 
 def show_capture(name: str, report: CaptureReport) -> None:
-    """Artifacts of the flow run: a table with one row a view, and the contact sheet."""
+    """Show a table with one row for each view, and the contact sheet, in the current flow run."""
     create_table_artifact(
         key=artifact_key("capture", name),
         description=f"Views of **{name}**: {len(report.views)}, warnings: {len(report.warnings)}",
@@ -34,7 +37,10 @@ def show_capture(name: str, report: CaptureReport) -> None:
 
 
 def show_report(report: Report, folder: str, url: str | None, previews: bytes) -> None:
-    """Artifacts of the flow run: the report with previews and checks, and a link to the GLB where one works."""
+    """Show the report with previews and checks in the current flow run, and a link to the GLB if there is a URL.
+
+    previews: a JPEG.
+    """
     name = report.capture.id
     create_markdown_artifact(
         key=artifact_key("report", name),
@@ -48,7 +54,7 @@ def show_report(report: Report, folder: str, url: str | None, previews: bytes) -
 
 
 def markdown_of(report: Report, folder: str, url: str | None, previews: bytes) -> str:
-    """The report as a page for people."""
+    """Write the report as a Markdown page."""
     mesh = report.mesh
     extent = " x ".join(f"{length:.3f}" for length in mesh.extent_m)
     seen = "" if mesh.texture_coverage is None else f" ({mesh.texture_coverage:.0%} seen by a view)"
@@ -87,7 +93,10 @@ Exported by {mesh.exporter}, decimated by {mesh.decimated_by}.
 
 
 def public_url(folder: str, output: str) -> str | None:
-    """Where readers find a published folder: the public URL and the key in the bucket, or the path below `output`."""
+    """The URL of a published folder for readers; None without CAPTURE2MESH_PUBLIC_URL.
+
+    It is the public URL, and the key in the bucket or the path below a local `output`.
+    """
     base = settings().public_url.rstrip("/")
     if not base:
         return None
@@ -97,7 +106,7 @@ def public_url(folder: str, output: str) -> str | None:
 
 
 def artifact_key(kind: str, name: str) -> str:
-    """A key as Prefect allows them: lowercase letters, digits and dashes."""
+    """Make an artifact's key as Prefect allows it: lowercase letters, digits and dashes."""
     return f"{kind}-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}".rstrip("-")
 
 

@@ -33,9 +33,9 @@ from pydantic import BaseModel, ConfigDict
 from tasks.capture.completeness import StorageState, awaited
 from tasks.capture.layout import is_id
 from tasks.capture.listing import Listing, list_capture, upload_key
-from tasks.dataset.plan import published_folder
 from tasks.errors import Capture2MeshError, InferenceInterrupted, InputError, ServerUnavailable
 from tasks.inference.registry import ENGINES, EngineChoice
+from tasks.mesh.publish import published_folder
 from tasks.settings import EngineName, Parameters, settings
 from tasks.store.claims import Claims, Failure, failure_of, record_failure
 from tasks.store.location import Location

@@ -6,9 +6,8 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
-from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from tasks.artifacts import artifact_key, public_url
 from tasks.dataset.page import Totals, embeddable, page
@@ -18,9 +17,9 @@ from tasks.errors import StorageUnavailable
 from tasks.inference.registry import ENGINES
 from tasks.progress import in_flow
 from tasks.report import Report
-from tasks.stage import UNCACHED, retried
+from tasks.stage import retried, step
 from tasks.store.claims import failure_of
-from tasks.store.location import Location
+from tasks.store.location import Location, parsed_or_none
 
 PUBLISH_RETRIES = 3
 SHOWN_ROWS = 200
@@ -57,12 +56,7 @@ def show_plan(planned: Plan, name: str) -> None:
     )
 
 
-@task(
-    name="publish_dataset_report",
-    task_run_name="publish_dataset_report",
-    **UNCACHED,
-    **retried(PUBLISH_RETRIES, StorageUnavailable),
-)
+@step(**retried(PUBLISH_RETRIES, StorageUnavailable))
 def publish_dataset_report(before: Plan, after: Plan, output: str, seconds: float) -> DatasetReport:
     """Write index.html, report.jsonl and report.csv to `<output>/_dataset-<name>/`."""
     name = Location.of(before.dataset).name
@@ -108,10 +102,7 @@ def _row(capture: Planned, output: str, done: Collection[str]) -> Row:
 
 
 def _report(output: str, folder: str) -> Report | None:
-    try:
-        return Report.model_validate_json((Location.of(output) / folder / "report.json").read_or_none() or b"")
-    except ValidationError:
-        return None
+    return parsed_or_none(Report, (Location.of(output) / folder / "report.json").read_or_none())
 
 
 def _meshes(rows: Collection[Row], output: str) -> dict[str, bytes]:

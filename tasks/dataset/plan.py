@@ -20,7 +20,7 @@ from tasks.capture.validate_capture import validate_capture
 from tasks.errors import InputError
 from tasks.inference.reconstruction import infer
 from tasks.inference.registry import ENGINES, EngineChoice, weights_for
-from tasks.mesh.publish import Latest
+from tasks.mesh.publish import published_folder
 from tasks.settings import Parameters
 from tasks.store.claims import failure_of
 from tasks.store.location import Location
@@ -157,18 +157,6 @@ def _listed(dataset: str) -> list[Listing | Planned]:
     if twice:
         raise InputError(f"{dataset}: {twice[0]} is the id of several captures; give each one of its own (column `id`)")
     return found
-
-
-def published_folder(output: str, capture_id: str, upload_key: str) -> str | None:
-    """Where the newest result of a capture lies, below the output, if it is of this upload and has not been removed."""
-    published = Location.of(output) / capture_id
-    try:
-        latest = Latest.model_validate_json((published / "latest.json").read_or_none() or b"")
-    except ValidationError:
-        return None
-    if latest.upload_key != upload_key or (published / latest.run_key / "_SUCCESS").size() is None:
-        return None
-    return f"{capture_id}/{latest.run_key}"
 
 
 def _lines(location: Location) -> Iterator[_Line]:

@@ -30,7 +30,6 @@ from typer.testing import CliRunner
 from flows.__main__ import app
 from tasks.report import Report
 from tasks.settings import settings
-from tasks.stage import _records
 from tasks.store.results import store
 from tests.support.running import ROOT, CommandLine, Finished, assert_whole
 
@@ -70,7 +69,7 @@ Here = Callable[[Path], Finished]
 @pytest.fixture
 def reconstruct_here(prefect_here: None, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
     """Runs the command line in this process, with the store of `command_line`."""
-    cached = (settings, store, _records)
+    cached = (settings, store)
     for name, value in command_line.environment.items():
         if name.startswith("CAPTURE2MESH_"):
             monkeypatch.setenv(name, value)

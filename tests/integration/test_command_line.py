@@ -56,11 +56,10 @@ class Run:
         return next(self.flows.output.glob("*/*/_SUCCESS")).parent
 
     def stage_entries(self) -> Snapshot:
-        """The store without Prefect's records; the time of a manifest is that of the entry's last use."""
+        """The store; the time of a manifest is that of the entry's last use, which may differ."""
         return {
             path: (0, content) if path.endswith("/manifest.json") else (changed_at, content)
             for path, (changed_at, content) in snapshot(self.flows.store).items()
-            if not path.startswith("_records")
         }
 
 

@@ -17,7 +17,6 @@ import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 import flows.batch
-import tasks.stage
 from flows.dataset import reconstruct_dataset
 from tasks.dataset.dataset_report import DatasetReport
 from tasks.dataset.plan import Plan, plan
@@ -50,7 +49,7 @@ from tests.synthetic import make_capture
 pytestmark = pytest.mark.system
 
 VIEWS, SIZE = 8, 96
-CACHED = (settings, store, tasks.stage._records)
+CACHED = (settings, store)
 FAILURES = "store/_ledger/failures/*.json"
 
 

@@ -449,7 +449,7 @@ def test_a_folder_as_mirror(place: Place, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("CAPTURE2MESH_WEIGHTS_MIRROR", str(mirror))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     settings.cache_clear()
-    with pytest.raises(InputError, match="the mirror lacks it"):
+    with pytest.raises(InputError, match="the mirror does not have it"):
         fetch(bundle())
     for path, data in mirrored(place).items():
         (mirror / path).parent.mkdir(parents=True, exist_ok=True)

@@ -357,7 +357,7 @@ def contents_of(folder: Path) -> dict[str, bytes]:
 def assert_whole(store: Path) -> None:
     """A local store holds whole entries and nothing else: no working folder, no broken entry."""
     for stage in store.iterdir() if store.exists() else ():
-        assert stage.name in (*STAGES, "_records", "_ledger"), stage
+        assert stage.name in (*STAGES, "_ledger"), stage
         for entry in stage.iterdir():
             assert not entry.name.startswith("."), entry
             assert stage.name.startswith("_") or (entry / "manifest.json").is_file(), entry

@@ -253,14 +253,14 @@ def test_holder_that_was_thought_dead_notices_and_leaves_the_claim_alone(s3: S3,
 def test_lease_that_cannot_be_renewed_for_a_moment_is_kept(
     s3: S3, claims: Claims, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    written, faults = Location.write, [StorageUnavailable("no answer")]
+    written, faults = Location.write_if, [StorageUnavailable("no answer")]
 
-    def flaky(location: Location, data: bytes, **conditions: str) -> None:
+    def flaky(location: Location, etag: str | None, data: bytes) -> bool:
         if threading.current_thread().name == "claims" and faults:
             raise faults.pop()
-        written(location, data, **conditions)
+        return written(location, etag, data)
 
-    monkeypatch.setattr(Location, "write", flaky)
+    monkeypatch.setattr(Location, "write_if", flaky)
     with held(claims) as mine:
         assert mine
         time.sleep(EXPIRED_SECONDS)

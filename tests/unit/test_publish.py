@@ -115,7 +115,7 @@ def results(uploaded_at: datetime = NOON, *, passed: bool = True, failures: tupl
 
 
 def publish_to(output: Path, made: Results, key: str = "key") -> Path:
-    url = publish.fn(made, made.report(PARAMETERS, ()), str(output), key, UPLOAD)
+    url = publish(made, made.report(PARAMETERS, ()), str(output), key, UPLOAD)
     return Path(url)
 
 
