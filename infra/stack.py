@@ -32,6 +32,7 @@ from rich.console import Console
 from infra.deploy import POOLS, Server
 from infra.s3 import BUCKETS, HOST, REGION, S3Server
 from infra.stack_members import MEMBER, PART, POLL_SECONDS, STOP_SECONDS, end, runs_of
+from tasks.inference.gpus import gpus
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "tests" / "data" / "mug"
@@ -113,7 +114,7 @@ class Stack:
         self.start_s3()
         self.wait_for("Prefect's API", lambda: answers(f"{self.ui}/api/health"))
         self.server.make_automations()
-        devices = gpus()
+        devices = visible_gpus()
         self.server.make_pool("cpu", "process", self.settings.cpu_runs)
         self.server.make_pool("cuda", "process", max(1, len(devices)))
         self.server.make_limit("gpu", max(1, len(devices)))
@@ -324,15 +325,11 @@ class Stack:
         say("It is up; Ctrl-C stops it.")
 
 
-def gpus() -> list[str]:
-    """The GPUs that nvidia-smi lists, less those that CUDA_VISIBLE_DEVICES hides."""
+def visible_gpus() -> list[str]:
+    """Numbers of the GPUs of this machine; those that CUDA_VISIBLE_DEVICES names, if it is set."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [device for device in visible.split(",") if device not in ("", "-1")]
-    try:
-        command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return []
+    return [gpu.index for gpu in gpus()]
 
 
 def check_ports(settings: StackSettings) -> None:

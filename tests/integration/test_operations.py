@@ -48,7 +48,7 @@ def upload(stack: Running, capture: Callable[[str], Path]) -> Callable[[str], st
 
 def models(stack: Running) -> list[int]:
     """Processes that hold the model."""
-    return [int(each.name) for each in stack.processes() if b"trellis_process.py" in read(each / "cmdline")]
+    return [int(each.name) for each in stack.processes() if b"inference/trellis/process" in read(each / "cmdline")]
 
 
 def inferring(stack: Running, run: str) -> None:

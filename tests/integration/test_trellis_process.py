@@ -1,4 +1,4 @@
-"""The trellis engine and its process, against a stand-in that keeps upstream's contract: `tests/trellis_stand_in`."""
+"""The trellis engine and its process, with a stand-in for upstream: `tests/support/trellis_stand_in`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from tasks.errors import (
     OutOfMemory,
     WeightsMissing,
 )
-from tasks.inference.trellis.trellis_engine import Runtime, Trellis, TrellisOutput
+from tasks.inference.trellis.model_process import Runtime
+from tasks.inference.trellis.trellis_engine import Trellis
+from tasks.inference.trellis.trellis_output import TrellisOutput
 from tasks.settings import InferParameters
 
 STAND_IN = Path(__file__).parents[1] / "support" / "trellis_stand_in"
@@ -151,7 +153,7 @@ def test_both_variants_are_told_apart_and_guided_alike(
 
 
 def test_an_unknown_guidance_is_refused(engine: Engine) -> None:
-    with pytest.raises(EngineUnavailable, match="guidance is of no known variant"):
+    with pytest.raises(EngineUnavailable, match="guidance is not of a known variant"):
         engine(VARIANT="unknown").reconstruct(views(2), asked(), silent)
 
 
@@ -339,7 +341,8 @@ def test_the_process_dies_with_its_parent(hang: str, tmp_path: Path) -> None:
     program = f"""
         import threading, time
         from pathlib import Path
-        from tasks.inference.trellis.trellis_engine import Runtime, Trellis
+        from tasks.inference.trellis.model_process import Runtime
+        from tasks.inference.trellis.trellis_engine import Trellis
         from tests.integration.test_trellis_process import asked, silent, views
 
         faults = {{"STAND_IN_HANG": {hang!r}}}
@@ -397,8 +400,7 @@ def test_nothing_of_the_child_reaches_our_output(engine: Engine, capfd: pytest.C
 def test_upstreams_exporter_gives_a_textured_mesh_in_the_models_frame(engine: Engine) -> None:
     trellis = engine()
     output = trellis.reconstruct(views(3), asked(), silent)
-    stored = TrellisOutput.from_safetensors(output.to_safetensors())
-    textured = trellis.to_glb(stored, simplify=0.5, texture_px=64)
+    textured = trellis.to_glb(output.to_safetensors(), simplify=0.5, texture_px=64)
     assert len(textured.faces) <= 0.55 * len(output.faces)
     assert textured.texture.shape == (64, 64, 3)
     np.testing.assert_allclose(textured.texture[-1, 0], COLOUR, atol=2)
@@ -412,7 +414,7 @@ def test_upstreams_exporter_gives_a_textured_mesh_in_the_models_frame(engine: En
 def test_the_exporter_needs_no_loaded_model(engine: Engine, log: Callable[[], list[str]]) -> None:
     output = engine().reconstruct(views(1), asked(), silent)
     before = len(log())
-    assert len(engine().to_glb(output, texture_px=16).faces)
+    assert len(engine().to_glb(output.to_safetensors(), texture_px=16).faces)
     assert not [line for line in log()[before:] if line.startswith("loaded")]
 
 
@@ -420,8 +422,8 @@ def test_a_device_lost_in_the_exporter_is_told(engine: Engine, tmp_path: Path) -
     trellis = engine(LOST_IN_GLB=1, ONCE=tmp_path / "lost")
     output = trellis.reconstruct(views(1), asked(), silent)
     with pytest.raises(DeviceLost, match="Cuda error: 719"):
-        trellis.to_glb(output, texture_px=16)
-    assert len(trellis.to_glb(output, texture_px=16).faces)
+        trellis.to_glb(output.to_safetensors(), texture_px=16)
+    assert len(trellis.to_glb(output.to_safetensors(), texture_px=16).faces)
 
 
 def test_a_big_capture_crosses_the_pipe_quickly(engine: Engine) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.inference.trellis.trellis_process import FEW_VALUES, _once, _replayed
+from tasks.inference.trellis.process.graphs import FEW_VALUES, moved_once, replayed
 
 recording: list[list[Callable[[], object]]] = []
 
@@ -115,7 +115,7 @@ def sampled(torch: Any, blocks: list[Adding], steps: list[tuple[Any, Tensor, Any
             results.append(values(x))
         return results
 
-    return _replayed(torch, sample)(SimpleNamespace(blocks=blocks))
+    return replayed(torch, sample)(SimpleNamespace(blocks=blocks))
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
@@ -166,7 +166,7 @@ def test_blocks_are_themselves_again_after_an_error(torch: Any) -> None:
 
 
 def test_few_values_go_to_the_gpu_once(torch: Any) -> None:
-    move = _once(torch)
+    move = moved_once(torch)
     lengths = [Tensor([0, 7], is_cuda=False), Tensor([0, 7], is_cuda=False), Tensor([0, 8], is_cuda=False)]
     moved = [move(each, "cuda") for each in lengths]
     assert moved[0] is moved[1] is not moved[2] and moved[2].tolist() == [0, 8]
