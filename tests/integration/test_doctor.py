@@ -1,4 +1,4 @@
-"""doctor tells the truth, on a machine with a GPU and on one without; the GPU is the stand-in's."""
+"""The findings of doctor on a machine with a GPU, which is the stand-in's, and on one without."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def by_name(found: list[Finding]) -> dict[str, Finding]:
 
 @pytest.fixture
 def gpu_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A driver and upstream's compiled packages, as far as one can see them; the folder of the packages."""
+    """Make a machine seem to have a driver and upstream's compiled packages; the folder of these packages."""
     packages, programs = tmp_path / "packages", tmp_path / "bin"
     for name in PACKAGES:
         (packages / name).mkdir(parents=True)
@@ -83,7 +83,7 @@ def test_what_only_the_exporter_needs(gpu_machine: Path, tmp_path: Path) -> None
 def test_faults_of_every_run(tmp_path: Path) -> None:
     occupied = tmp_path / "store"
     occupied.write_text("a file")
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):  # the discard port: nobody answers
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):  # the discard port: nothing listens there
         found = by_name(findings(Runtime("w", tmp_path / "scratch"), missing, Location.of(occupied)))
     assert not found["store"].ok and "CAPTURE2MESH_STORE" in found["store"].todo
     assert not found["Prefect server"].ok and "does not answer" in found["Prefect server"].found

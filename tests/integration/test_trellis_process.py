@@ -57,12 +57,12 @@ def asked(seed: int = 42, **parameters: float) -> InferParameters:
 
 
 def silent(_: float) -> None:
-    """Nobody looks at the progress."""
+    """Ignore the progress."""
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    """Makes engines on the stand-in; faults by name."""
+    """A function that makes engines on the stand-in, with faults by name."""
     made: list[Trellis] = []
 
     def make(limit: float = 60, **faults: object) -> Trellis:
@@ -79,7 +79,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Callable[[], list[str]]:
-    """What the stand-in says that it did."""
+    """A function that reads the lines of the stand-in's log."""
     return lambda: (tmp_path / "log").read_text().splitlines()
 
 
@@ -89,14 +89,14 @@ def pid(trellis: Trellis) -> int:
 
 
 def ended(process: int) -> bool:
-    """Whether a process is gone within a while."""
+    """Return whether a process is gone within END_SECONDS."""
     deadline = time.monotonic() + END_SECONDS
     while time.monotonic() < deadline:
         try:
             state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):
             return True
-        if state == "Z":  # nobody reaps the child of a killed parent here
+        if state == "Z":  # a killed parent's child is not reaped here
             return True
         time.sleep(0.05)
     return False
@@ -194,11 +194,11 @@ def test_a_view_without_foreground_is_named(engine: Engine) -> None:
         ({"NAN": 1}, "vertices: 3 values are not finite"),
     ],
 )
-def test_a_result_that_is_none_is_told(faults: dict[str, object], message: str, engine: Engine) -> None:
+def test_an_unusable_result_is_told(faults: dict[str, object], message: str, engine: Engine) -> None:
     trellis = engine(**faults)
     with pytest.raises(EmptyResult, match=message):
         trellis.reconstruct(views(2), asked(), silent)
-    assert not ended_now(pid(trellis))  # the model is all right
+    assert not ended_now(pid(trellis))  # the model still works
 
 
 def ended_now(process: int) -> bool:
@@ -310,7 +310,7 @@ def test_an_inference_over_its_limit_is_ended(engine: Engine, tmp_path: Path) ->
 
 
 class CancelledInTheMiddle(BaseException):
-    """As Prefect's cancellation, no Exception."""
+    """As Prefect's cancellation: not a subclass of Exception."""
 
 
 def test_a_cancelled_inference_ends_the_process(engine: Engine) -> None:
@@ -427,7 +427,7 @@ def test_a_device_lost_in_the_exporter_is_told(engine: Engine, tmp_path: Path) -
 
 
 def test_a_big_capture_crosses_the_pipe_quickly(engine: Engine) -> None:
-    """6 views of 1080x1440: what is not upstream's own work takes less than 0.15 s."""
+    """6 views of 1080x1440: beside upstream's own work it takes less than 0.15 s."""
     rng = np.random.default_rng(0)
     image, mask = rng.integers(0, 256, (1440, 1080, 3), dtype=np.uint8), np.ones((1440, 1080), bool)
     mask[:10] = False

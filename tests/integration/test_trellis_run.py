@@ -1,4 +1,4 @@
-"""The whole chain with the trellis engine on its stand-in: weights, inference, exporters, faults, what is reused."""
+"""The whole chain with the trellis engine on its stand-in: weights, inference, exporters, faults, reuse."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FETCHED = (*STAGES[:2], "fetch_weights", *STAGES[2:])
 
 @dataclass(frozen=True)
 class Machine:
-    """One with a GPU, as far as one can see, with upstream's checkout, and weights on a mirror."""
+    """A machine that seems to have a GPU, with upstream's checkout and with weights on a mirror."""
 
     flows: CommandLine
     mirror: Path
@@ -56,7 +56,7 @@ class Machine:
 
     @property
     def notes(self) -> list[str]:
-        """What the stand-in says that it did."""
+        """The lines of the stand-in's log."""
         return self.log.read_text().splitlines() if self.log.exists() else []
 
     @property
@@ -69,7 +69,7 @@ class Machine:
 
 
 def gpu_environment(folder: Path) -> dict[str, str]:
-    """What makes a machine look as if it had a GPU; its weights are on the mirror `folder`/mirror."""
+    """Variables that make a machine seem to have a GPU; its weights are on the mirror `folder`/mirror."""
     programs, mirror = folder / "bin", folder / "mirror"
     programs.mkdir()
     smi = programs / "nvidia-smi"
