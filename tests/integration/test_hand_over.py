@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tasks.report import Report
-from tests.integration.test_trellis_run import gpu_environment, views_only
+from tests.support.gpu_machine import gpu_environment, views_only
 from tests.support.running import (
     ROOT,
     SMALL,

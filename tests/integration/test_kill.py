@@ -41,7 +41,7 @@ def kill_at(process: subprocess.Popen[str], stage: str, delay: float) -> None:
 
 def leftovers(flows: CommandLine) -> list[Path]:
     """Hidden files and folders: what a run works in before it renames."""
-    return [path for root in (flows.cli.store_commands, flows.output) for path in root.rglob(".*")]
+    return [path for root in (flows.store, flows.output) for path in root.rglob(".*")]
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,15 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from infra.deploy import AUTOMATIONS
 from infra.stack import SAMPLE, Stack
 from infra.stack_members import members
-from tests.integration.test_trellis_run import views_only
-from tests.support.postgresql import postgresql
+from tests.support.gpu_machine import views_only
 from tests.support.running import STAGES, wait_for
-from tests.support.running_stack import PATIENCE, Running, parameters, read, started
+from tests.support.running_stack import PATIENCE, Running, assets, parameters, read, report
 
 pytestmark = pytest.mark.system
 
@@ -65,17 +63,6 @@ def kill(stack: Running, command: bytes) -> None:
     """SIGKILL the process of the stack that was started by a command."""
     (process,) = [each for each in stack.processes() if command in read(each / "cmdline")]
     os.kill(int(process.name), signal.SIGKILL)
-
-
-def assets(stack: Running, capture: str) -> list[str]:
-    """What is published of a capture."""
-    return Stack(stack.settings).s3.client("worker").find(f"assets/{capture}")
-
-
-def report(stack: Running, capture: str) -> Any:
-    """The report of a capture's only asset."""
-    (path,) = [path for path in assets(stack, capture) if path.endswith("/report.json")]
-    return json.loads(Stack(stack.settings).s3.client("worker").cat_file(path))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -222,12 +209,3 @@ def test_missed_nights_are_caught_up_by_one_run(stack: Running) -> None:
     assert all(end <= begun for (_, end), (begun, _) in pairwise(worked))
     assert sum(len(stack.children(run)) for run in runs) == 1  # batches: what the one has done, the next finds
     assert [path for path in assets(stack, "nights/mug") if path.endswith("/_SUCCESS")]
-
-
-def test_stack_on_postgresql(tmp_path: Path) -> None:
-    with postgresql() as url, started(tmp_path / "state", CAPTURE2MESH_STACK_DATABASE_URL=url) as stack:
-        run = stack.run()
-        assert stack.ended(run)["state_name"] == "Completed", stack.logs
-        assert [child["state_name"] for child in stack.children(run)] == ["Completed"]
-        assert report(stack, "mug")["status"] == "normal"
-        assert not list((stack.folder / "prefect").glob("*.db*"))

@@ -11,8 +11,9 @@ import httpx
 import pytest
 import s3fs
 
+from infra.s3 import free_ports
 from infra.stack import Stack
-from tests.support.running import ROOT, free_ports, wait_for
+from tests.support.running import ROOT, wait_for
 from tests.support.running_stack import PASSWORD, PATIENCE, Running, read
 
 pytestmark = pytest.mark.system
