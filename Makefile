@@ -12,7 +12,7 @@ test: lint  ## lint, type check and the tests
 	$(BIN)/python -m pytest -m 'not system' --numprocesses auto --dist loadfile
 
 test-system: $(INSTALLED)  ## workers, killed runs, the whole stack; CI runs it as well
-	$(BIN)/python -m pytest -m system
+	$(BIN)/python -m pytest -m system --numprocesses auto --dist loadgroup
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.system
 
 CAPTURES = {"ball": "sphere", "ring": "torus", "deep/ball": "sphere"}
 KILLS = 3
-ORPHAN_SECONDS, CANCEL_SECONDS = 10, 15
+ORPHAN_SECONDS, CANCEL_SECONDS = 60, 60
 RUN = "PREFECT__FLOW_RUN_ID="
 CHANCE = random.Random(11)
 """When it is killed."""

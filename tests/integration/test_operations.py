@@ -27,6 +27,8 @@ pytestmark = pytest.mark.system
 SECONDS = 10
 """Of a slow inference."""
 UNBEGUN_SECONDS = 60
+GONE_SECONDS = 90
+"""Within which a process that was told to end is gone."""
 SLOW = {"engine": "trellis", "infer__trellis__ss_steps": str(SECONDS * 10), "export__exporter": '"native"'}
 
 
@@ -97,7 +99,7 @@ def test_cancelled_in_mid_inference(stack: Running, upload: Callable[[str], str]
     run = stack.run(upload("cancelled"), infer__seed="1", **SLOW)
     inferring(stack, run)
     stack.set_state(run, "CANCELLING", "Cancelling")
-    wait_for("the end of the inference", lambda: not models(stack), seconds=30)
+    wait_for("the end of the inference", lambda: not models(stack), seconds=GONE_SECONDS)
     assert stack.ended(run)["state_name"] == "Cancelled", stack.logs
     wait_for("the end of the handed over run", lambda: stack.children(run)[-1]["state_name"] == "Cancelled", PATIENCE)
     assert assets(stack, "cancelled") == []
@@ -159,7 +161,7 @@ def test_killed_worker_comes_back_and_its_run_completes(
     inferring(stack, run)
     held = models(stack)
     kill(stack, f"--pool\0{pool}".encode())
-    wait_for("the end of the inference", lambda: not set(held) & set(models(stack)), seconds=30)
+    wait_for("the end of the inference", lambda: not set(held) & set(models(stack)), seconds=GONE_SECONDS)
     wait_for("the stack's word", lambda: f"worker-{pool}-0 ended with status -9" in stack.told)
     wait_for("the end", lambda: stack.read(run)["state_name"] == "Completed", PATIENCE)
     assert [child["state_name"] for child in stack.children(run)] == ends

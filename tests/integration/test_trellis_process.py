@@ -31,7 +31,7 @@ from tests.support.gpu_machine import STAND_IN
 from tests.support.pictures import COLOUR, asked, silent, view, views
 from tests.support.running import ROOT
 
-END_SECONDS = 10.0
+END_SECONDS = 60.0
 
 Engine = Callable[..., Trellis]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,10 @@ from tasks.mesh.export import CAPTURE_TO_GLTF
 from tests.support.gpu_machine import MASKS, PIPELINE, REVISION, gpu_environment, views_only
 from tests.support.running import (
     STAGES,
-    TIMEOUT,
     CommandLine,
     Finished,
     assert_published,
     contents_of,
-    kill_group,
-    wait_for,
 )
 from tests.synthetic import make_capture, orbit_cameras, pattern, solid_colours, write_capture
 
@@ -194,23 +190,6 @@ def test_what_fails_for_good_is_told_with_its_first_cause(machine: Machine, capt
     assert (finished.code, finished.stdout) == (1, "")
     assert "slat_decoder_gs" in finished.stderr and "Traceback" not in finished.stderr
     assert machine.assets == []
-
-
-def test_a_run_killed_in_mid_inference_is_resumed_there(machine: Machine, capture: Callable[[str], Path]) -> None:
-    ball = views_only(capture("ball"))
-    slow = machine.with_faults(STEP_SECONDS=0.5)
-    process = slow.flows.start(*slow.flows.reconstruct_arguments(ball, export__simplify="0.5"), "--engine", "trellis")
-    try:
-        wait_for("the inference", lambda: machine.runs, TIMEOUT)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kill_group(process)
-    assert machine.assets == []
-    finished = machine.reconstruct(ball)
-    assert finished.code == 0, finished.stderr
-    assert finished.ran == list(STAGES[2:])
-    assert finished.report.status == "normal"
 
 
 def test_auto_takes_trellis_where_all_of_it_is_there(machine: Machine, capture: Callable[[str], Path]) -> None:

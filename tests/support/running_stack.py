@@ -23,8 +23,8 @@ from tests.support.running import ROOT, SMALL, clean_environment, kill_group, wa
 
 PASSWORD = "a password of the test"
 UP = "It is up"
-PATIENCE = 240
-"""Seconds; a run takes ten and a start fifteen on a machine of its own."""
+PATIENCE = 480
+"""Seconds. A run takes ten and a start fifteen on an idle machine."""
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -83,7 +83,7 @@ class Running:
         if self.process is not None:
             self.process.terminate()
             try:
-                self.process.wait(timeout=60)
+                self.process.wait(timeout=PATIENCE)
             finally:
                 kill_group(self.process)
                 for pid in members(self.folder):

@@ -23,7 +23,7 @@ from infra.s3 import free_ports
 from tests.support.notices import aws
 from tests.support.own_settings import forget
 from tests.support.published import mark_published
-from tests.support.running import ROOT, clean_environment, post, prefect, running, wait_for, wait_until_served
+from tests.support.running import ROOT, TIMEOUT, clean_environment, post, prefect, running, wait_for, wait_until_served
 from tests.support.running_s3 import S3, seaweedfs
 
 QUIET_SECONDS = 2
@@ -153,7 +153,7 @@ def at_home(folder: Path) -> Iterator[House]:
             post(house.server, "/work_pools/", name=pool, type="process")
         deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
         with running(deploy, house.env, folder / "deploy.log", ROOT) as process:
-            assert process.wait(timeout=60) == 0, (folder / "deploy.log").read_text()
+            assert process.wait(timeout=TIMEOUT) == 0, (folder / "deploy.log").read_text()
         house.start_receiver()
         with environment(own):
             yield house
