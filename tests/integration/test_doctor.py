@@ -13,7 +13,7 @@ from tasks.doctor import Finding, can_run, findings, table
 from tasks.errors import WeightsMissing
 from tasks.inference.trellis.model_process import Runtime
 from tasks.store.location import Location
-from tests.integration.test_trellis_process import STAND_IN
+from tests.support.gpu_machine import STAND_IN
 
 PACKAGES = ["spconv/pytorch", "flash_attn", "nvdiffrast/torch", "diff_gaussian_rasterization"]
 

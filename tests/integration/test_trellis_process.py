@@ -29,35 +29,13 @@ from tasks.errors import (
 from tasks.inference.trellis.model_process import Runtime
 from tasks.inference.trellis.trellis_engine import Trellis
 from tasks.inference.trellis.trellis_output import TrellisOutput
-from tasks.settings import InferParameters
+from tests.support.gpu_machine import STAND_IN
+from tests.support.pictures import COLOUR, asked, silent, view, views
+from tests.support.running import ROOT
 
-STAND_IN = Path(__file__).parents[1] / "support" / "trellis_stand_in"
-COLOUR = (200, 100, 50)
-END_SECONDS = 10.0
+END_SECONDS = 60.0
 
 Engine = Callable[..., Trellis]
-
-
-def view(index: int, mask: str = "object") -> View:
-    """A picture of a coloured square on black."""
-    image = np.zeros((60, 80, 3), np.uint8)
-    foreground = np.zeros((60, 80), bool)
-    foreground[10:50, 20:60] = True
-    image[foreground] = COLOUR
-    masks = {"object": foreground, "all": np.ones_like(foreground), "none": np.zeros_like(foreground)}
-    return View(f"view_{index:03d}", image, masks[mask], None, None)
-
-
-def views(count: int, mask: str = "object") -> list[View]:
-    return [view(index, mask) for index in range(count)]
-
-
-def asked(seed: int = 42, **parameters: float) -> InferParameters:
-    return InferParameters.model_validate({"seed": seed, "trellis": parameters})
-
-
-def silent(_: float) -> None:
-    """Ignore the progress."""
 
 
 @pytest.fixture
@@ -343,7 +321,7 @@ def test_the_process_dies_with_its_parent(hang: str, tmp_path: Path) -> None:
         from pathlib import Path
         from tasks.inference.trellis.model_process import Runtime
         from tasks.inference.trellis.trellis_engine import Trellis
-        from tests.integration.test_trellis_process import asked, silent, views
+        from tests.support.pictures import asked, silent, views
 
         faults = {{"STAND_IN_HANG": {hang!r}}}
         trellis = Trellis(lambda: Runtime("w", Path({str(tmp_path)!r}), faults, root=Path({str(STAND_IN)!r})))
@@ -354,7 +332,7 @@ def test_the_process_dies_with_its_parent(hang: str, tmp_path: Path) -> None:
     """
     parent = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=STAND_IN.parents[2],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -16,14 +16,15 @@ from typing import Any
 
 import httpx
 
-from infra.stack import StackSettings
+from infra.s3 import free_ports
+from infra.stack import Stack, StackSettings
 from infra.stack_members import members
-from tests.support.running import ROOT, SMALL, clean_environment, free_ports, kill_group, wait_for
+from tests.support.running import ROOT, SMALL, clean_environment, kill_group, wait_for
 
 PASSWORD = "a password of the test"
 UP = "It is up"
-PATIENCE = 240
-"""Seconds; a run takes ten and a start fifteen on a machine of its own."""
+PATIENCE = 480
+"""Seconds. A run takes ten and a start fifteen on an idle machine."""
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -82,7 +83,7 @@ class Running:
         if self.process is not None:
             self.process.terminate()
             try:
-                self.process.wait(timeout=60)
+                self.process.wait(timeout=PATIENCE)
             finally:
                 kill_group(self.process)
                 for pid in members(self.folder):
@@ -170,6 +171,17 @@ def started(folder: Path, **env: str) -> Iterator[Running]:
         yield running
     finally:
         running.stop()
+
+
+def assets(stack: Running, capture: str) -> list[str]:
+    """What is published of a capture."""
+    return Stack(stack.settings).s3.client("worker").find(f"assets/{capture}")
+
+
+def report(stack: Running, capture: str) -> Any:
+    """The report of a capture's only asset."""
+    (path,) = [path for path in assets(stack, capture) if path.endswith("/report.json")]
+    return json.loads(Stack(stack.settings).s3.client("worker").cat_file(path))
 
 
 def parameters(**values: str) -> dict[str, Any]:

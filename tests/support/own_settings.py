@@ -1,0 +1,16 @@
+"""What this process has read from the environment, forgotten: settings, the store and S3 clients are cached."""
+
+from __future__ import annotations
+
+import s3fs
+
+import tasks.stage
+from tasks.settings import settings
+from tasks.store.results import store
+
+
+def forget() -> None:
+    """Forget them; they are made again, from the environment as it is then, at the next use."""
+    for function in (settings, store, tasks.stage._records):
+        function.cache_clear()
+    s3fs.S3FileSystem.clear_instance_cache()
