@@ -147,7 +147,7 @@ class Running:
         return sorted(runs, key=lambda run: run["created"])
 
     def processes(self) -> list[Path]:
-        """All processes with the stack's folder in their environment or command, whether the stack knows them or not."""
+        """All processes with the stack's folder in their environment or command, known to the stack or not."""
         return [
             process
             for process in Path("/proc").glob("[0-9]*")
