@@ -19,9 +19,9 @@ VIEWS, SIZE = 8, 96
 
 
 def pytest_configure() -> None:
-    """Stop the servers on SIGTERM as well; by default the process would end at once and leave them running.
+    """Stop the servers on SIGTERM too; by default the process would end at once and leave them running.
 
-    What a shell runs in the background ignores SIGINT, and so would all that the tests start.
+    A process that a shell runs in the background ignores SIGINT, and so would the processes that the tests start.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: pytest.exit("terminated"))
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -45,14 +45,14 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    """A SeaweedFS that all tests share; use prefixes of your own."""
+    """An S3 server that all tests share; each test uses prefixes of its own."""
     with seaweedfs(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A stack that all tests share, up; who stops it starts it again."""
+    """A running stack that all tests share; a test that stops it starts it again."""
     folder = tmp_path_factory.mktemp("stack")
     once = folder / "once"
     once.touch()  # a test that wants an empty mesh removes it
@@ -63,7 +63,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def capture(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Makes a small capture of that name, one that a test may change."""
+    """Makes a small capture with a given name; the test may change it."""
 
     def make(name: str) -> Path:
         folder = tmp_path_factory.mktemp("captures") / name

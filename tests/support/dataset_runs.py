@@ -17,7 +17,7 @@ def machine(folder: Path, server: str) -> CommandLine:
 
 
 def published(output: Path) -> dict[str, bytes]:
-    """All but what tells how long it took."""
+    """The published files, without those that contain durations."""
     return {
         path: data
         for path, data in contents_of(output).items()
@@ -26,7 +26,7 @@ def published(output: Path) -> dict[str, bytes]:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """What has the folder in its environment: the run, and all that it has started."""
+    """Ids of the processes with the folder in their environment: a run, and all that it has started."""
     return [
         int(process.name)
         for process in Path("/proc").glob("[0-9]*")
@@ -40,5 +40,5 @@ def assert_alone(folder: Path, seconds: float) -> None:
 
 
 def leftovers(flows: CommandLine) -> list[Path]:
-    """What a run works in before it renames."""
+    """Hidden files and folders: a run works in them until it renames them."""
     return [path for root in (flows.store, flows.output) for path in root.rglob(".*")]

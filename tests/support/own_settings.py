@@ -1,4 +1,4 @@
-"""What this process has read from the environment, forgotten: settings, the store and S3 clients are cached."""
+"""Make this process read its environment again: settings, the store and S3 clients are cached."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks.store.results import store
 
 
 def forget() -> None:
-    """Forget them; they are made again, from the environment as it is then, at the next use."""
+    """Clear these caches; the next use reads the environment again."""
     for function in (settings, store, tasks.stage._records):
         function.cache_clear()
     s3fs.S3FileSystem.clear_instance_cache()

@@ -1,4 +1,4 @@
-"""What the `trellis` engine is asked for in tests of its process: pictures of a square, and parameters."""
+"""Input of the `trellis` engine in the tests of its process: pictures of a square, and parameters."""
 
 from __future__ import annotations
 
@@ -29,4 +29,4 @@ def asked(seed: int = 42, **parameters: float) -> InferParameters:
 
 
 def silent(_: float) -> None:
-    """Nobody looks at the progress."""
+    """A progress callback that does nothing."""

@@ -1,4 +1,4 @@
-"""Real processes for the integration tests: the command line and a Prefect server, and what asks and awaits them."""
+"""Real processes for the integration tests: the command line and a Prefect server; and functions that query them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tasks.store.location import Manifest
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 480
-"""Seconds; no test is there to measure, and the machine may be busy."""
+"""Seconds. It is long because the machine may be busy: no test measures with it."""
 STAGES = ("stage_capture", "validate_capture", "infer", "export_glb", "convert_formats", "validate_mesh")
 SMALL = {
     "export.texture_px": "256",
@@ -42,7 +42,7 @@ Snapshot = dict[str, tuple[int, str]]
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without anything that configures what is tested."""
+    """This process's environment without the variables that configure Prefect, storage or this project."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -57,7 +57,7 @@ def assignments(values: Mapping[str, str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run of the command line gave."""
+    """The result of a run of the command line."""
 
     code: int
     stdout: str
@@ -65,12 +65,12 @@ class Finished:
 
     @property
     def report(self) -> Report:
-        """The report that --json printed, and nothing else on stdout."""
+        """The report that --json printed; fails if stdout holds anything else."""
         return Report.model_validate_json(self.stdout)
 
     @property
     def ran(self) -> list[str]:
-        """The stages that were no hit; publish is never one."""
+        """The stages that were not cached, without publish, which never is."""
         assert self.report.stages[-1].name == "publish"
         return [stage.name for stage in self.report.stages[:-1] if not stage.cached]
 
@@ -135,7 +135,7 @@ class CommandLine:
 
 
 def kill_group(process: subprocess.Popen[Any]) -> None:
-    """SIGKILL a process that leads a group, and all of its group; nothing where it is gone."""
+    """SIGKILL a process and the group that it leads; does nothing if they have ended."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -145,7 +145,7 @@ def kill_group(process: subprocess.Popen[Any]) -> None:
 def running(
     arguments: list[str], env: Mapping[str, str], log: Path, cwd: Path = ROOT
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A background process in a group of its own; stopped at the end, killed where it does not stop."""
+    """A background process in a group of its own; it is stopped at the end, by force if need be."""
     with log.open("wb") as stream:
         process = subprocess.Popen(
             arguments, cwd=cwd, env=dict(env), stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
@@ -185,7 +185,7 @@ def wait_until_served(url: str, process: subprocess.Popen[bytes], log: Path) -> 
 
 @contextmanager
 def prefect(folder: Path, port: int | None = None) -> Iterator[str]:
-    """A Prefect server with a database of its own, the folder's; gives the URL of its API."""
+    """A Prefect server with a database of its own in the folder; gives the URL of its API."""
     port = port or free_ports(1)[0]
     log = folder / "prefect-server.log"
     env = clean_environment() | {"PREFECT_HOME": str(folder / "prefect")}
@@ -198,12 +198,12 @@ def prefect(folder: Path, port: int | None = None) -> Iterator[str]:
 
 
 def ask(server: str, path: str) -> Any:
-    """What a Prefect server answers to a GET."""
+    """The answer of a Prefect server to a GET."""
     return httpx.get(f"{server}{path}", timeout=30).raise_for_status().json()
 
 
 def post(server: str, path: str, **body: Any) -> Any:
-    """What a Prefect server answers to a POST; on SQLite it is busy (503) now and then."""
+    """The answer of a Prefect server to a POST, repeated while it is busy (503), as it sometimes is on SQLite."""
 
     def answer() -> httpx.Response | None:
         response = httpx.post(f"{server}{path}", json=body, timeout=30)
@@ -213,7 +213,7 @@ def post(server: str, path: str, **body: Any) -> Any:
 
 
 def task_runs(server: str, count: int, **chosen: Any) -> list[dict[str, Any]]:
-    """So many task runs in the order of their start, once the server has noted their ends: it does that later."""
+    """At least `count` task runs in the order of their start; waits until the server has noted their ends."""
 
     def ended() -> list[dict[str, Any]] | None:
         runs = post(server, "/task_runs/filter", sort="EXPECTED_START_TIME_ASC", **chosen)
@@ -235,7 +235,7 @@ def snapshot(folder: Path) -> Snapshot:
 
 
 def assert_published(contents: Mapping[str, bytes], outputs: list[str]) -> None:
-    """A published folder holds exactly `outputs` and what closes it, and its manifest verifies."""
+    """A published folder holds exactly `outputs` and the files that complete it, and its manifest verifies."""
     assert sorted(contents) == sorted([*outputs, "report.json", "manifest.json", "_SUCCESS"])
     entries = Manifest.model_validate_json(contents["manifest.json"]).files
     assert sorted(entry.path for entry in entries) == sorted([*outputs, "report.json"])

@@ -30,7 +30,7 @@ ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 @dataclass
 class Running:
-    """A stack in a folder and on ports of its own, and what asks it."""
+    """A stack in a folder and on ports of its own, and functions that query it."""
 
     folder: Path
     ports: tuple[int, int]
@@ -67,7 +67,7 @@ class Running:
             )
 
     def start(self) -> None:
-        """Start it; returns when a run can be submitted. The sweep, a process each minute, is left to its own tests."""
+        """Start it; returns when a run can be submitted. The sweep is paused: it would start a process each minute."""
         self.process = self.command("up")
 
         def up() -> bool:
@@ -79,7 +79,7 @@ class Running:
         self.ask("PATCH", f"/deployments/{sweep}", paused=True)
 
     def stop(self) -> None:
-        """Stop it as Ctrl-C does, and make sure that nothing is left."""
+        """Stop it as Ctrl-C does, and end all that is left."""
         if self.process is not None:
             self.process.terminate()
             try:
@@ -96,11 +96,11 @@ class Running:
 
     @property
     def logs(self) -> str:
-        """Of the workers and their runs."""
+        """The logs of the workers and their runs."""
         return "".join(log.read_text() for log in sorted((self.folder / "logs").glob("worker*.log")))
 
     def ask(self, method: str, path: str, **body: Any) -> Any:
-        """What its API answers; it may be restarting, and on SQLite it is busy (503) now and then."""
+        """The answer of its API, asked again while it restarts or is busy (503), as it sometimes is on SQLite."""
 
         def answer() -> httpx.Response | None:
             try:
@@ -128,7 +128,7 @@ class Running:
         return self.ask("GET", f"/flow_runs/{run}")
 
     def ended(self, run: str, seconds: float = PATIENCE) -> Any:
-        """The run when it has ended."""
+        """Wait for the end of a run; gives the run."""
 
         def end() -> Any:
             found = self.read(run)
@@ -137,7 +137,7 @@ class Running:
         return wait_for(f"the end of run {run}", end, seconds)
 
     def set_state(self, run: str, kind: str, name: str) -> None:
-        """What the UI's buttons do."""
+        """Set a run's state as the UI's buttons do."""
         answer = self.ask("POST", f"/flow_runs/{run}/set_state", state={"type": kind, "name": name})
         assert answer["status"] == "ACCEPT", answer
 
@@ -147,7 +147,7 @@ class Running:
         return sorted(runs, key=lambda run: run["created"])
 
     def processes(self) -> list[Path]:
-        """Everything that has the stack's folder in its environment or its command, whatever the stack thinks."""
+        """All processes with the stack's folder in their environment or command, known to the stack or not."""
         return [
             process
             for process in Path("/proc").glob("[0-9]*")
@@ -163,7 +163,7 @@ class Running:
 
 @contextmanager
 def started(folder: Path, **env: str) -> Iterator[Running]:
-    """A stack on free ports; ended with all that belongs to it."""
+    """A stack on free ports; at the end it is stopped with all its processes."""
     ui, s3 = free_ports(2)
     running = Running(folder, (ui, s3), env)
     try:
@@ -174,7 +174,7 @@ def started(folder: Path, **env: str) -> Iterator[Running]:
 
 
 def assets(stack: Running, capture: str) -> list[str]:
-    """What is published of a capture."""
+    """The published files of a capture."""
     return Stack(stack.settings).s3.client("worker").find(f"assets/{capture}")
 
 
@@ -185,7 +185,7 @@ def report(stack: Running, capture: str) -> Any:
 
 
 def parameters(**values: str) -> dict[str, Any]:
-    """Those of a small reconstruction, nested as a deployment takes them; `values` are JSON, with `__` for the dots."""
+    """Parameters of a small reconstruction, nested as a deployment takes them; `values` are JSON, `__` for each dot."""
     nested: dict[str, Any] = {}
     for name, value in (SMALL | {name.replace("__", "."): value for name, value in values.items()}).items():
         *groups, leaf = name.split(".")

@@ -35,7 +35,7 @@ FILES["transforms.json"] = b"{}"
 
 @dataclass
 class House:
-    """A bucket, what is told of it, and the server that knows the deployments but has no workers."""
+    """A bucket, the receiver of its notifications, and a Prefect server with the deployments but no workers."""
 
     folder: Path
     s3: S3
@@ -67,7 +67,7 @@ class House:
             self.s3.admin.pipe_file(f"captures/{capture}/{path}", data)
 
     def receiver_memory(self) -> int:
-        """Bytes."""
+        """Memory of the receiver in bytes."""
         pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
         return int(pages) * resource.getpagesize()
 
@@ -93,7 +93,7 @@ class House:
         return run
 
     def end(self, run: Mapping[str, Any], state: str, publish: bool = True) -> None:
-        """As the run of a worker would: what completes has published."""
+        """End a run as a worker would; a run that completes has published."""
         if state == "COMPLETED" and publish:
             name = run["parameters"]["capture"].removeprefix("s3://captures/")
             mark_published("s3://assets", name, run["idempotency_key"].split("/")[0])
@@ -114,7 +114,7 @@ WHOLE = FILES | manifest(FILES)
 
 @contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """This process is as one of the house's."""
+    """Within the block this process has these variables."""
 
     def forget_all() -> None:
         forget()
@@ -130,7 +130,7 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def at_home(folder: Path) -> Iterator[House]:
-    """A house in a folder; this process is one of its own."""
+    """A house in a folder; within the block this process has its variables."""
     server_port, receiver_port = free_ports(2)
     receiver = f"http://127.0.0.1:{receiver_port}"
     (folder / "s3").mkdir()

@@ -25,14 +25,14 @@ UPLOADERS = 8
 
 @contextmanager
 def watching(folder: Path) -> Iterator[Running]:
-    """A stack whose engine is the stand-in, which notes in `folder`/log what it did."""
+    """A stack whose engine is the stand-in, which writes its log to `folder`/log."""
     with started(folder / "state", CAPTURE2MESH_STACK_WATCH="1", **gpu_environment(folder)) as stack:
         Stack(stack.settings).server.set_engine("trellis")
         yield stack
 
 
 def upload(stack: Running, views: Path, names: Sequence[str]) -> None:
-    """Upload a capture of its own content under each name, several at a time, the marker last."""
+    """Upload one capture for each name, all different, several at a time, the marker last."""
     uploader = Stack(stack.settings).s3.client("uploader")
     first, *others = sorted(path for path in views.iterdir())
 
@@ -67,7 +67,7 @@ def batches(stack: Running) -> list[Any]:
 
 
 def done(stack: Running, names: Sequence[str]) -> bool:
-    """Whether all are published and no batch is to come or at work."""
+    """True if all are published and no batch waits or runs."""
     return published(stack).keys() >= set(names) and all(run["state_type"] in ENDED for run in batches(stack))
 
 
