@@ -174,11 +174,11 @@ def doctor(
     """Show what this machine can run, and what is missing for the rest."""
     from rich.console import Console
 
-    from tasks.doctor import can_run, checks, table, weights_here
-    from tasks.inference.trellis.trellis_engine import runtime_with
+    from tasks.doctor import can_run, findings, table, weights_here
+    from tasks.inference.trellis.model_process import runtime_with
     from tasks.store.results import store
 
-    found = checks(runtime_with({}), weights_here, store().root)
+    found = findings(runtime_with({}), weights_here, store().root)
     Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table(found))
     runs = can_run(engine, found)
     print(f"engine {engine}: {'can run' if runs else 'cannot run'} on this machine")

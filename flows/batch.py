@@ -33,7 +33,7 @@ from tasks.errors import (
 )
 from tasks.inference.reconstruction import Reconstruction, infer
 from tasks.inference.registry import ENGINES, EngineChoice, require_engine, resolve_engine
-from tasks.mesh.export import export_glb, exporter_of
+from tasks.mesh.export import export_glb, exports_in_process
 from tasks.mesh.publish import Published, published_folder
 from tasks.progress import StageTiming, Timings, in_flow, observed_by, progress_artifact, timed
 from tasks.settings import EngineName, Parameters, settings
@@ -266,7 +266,7 @@ class Workshop:
         ):
             self._fetch(weights)
         reconstruction = infer(prepared.capture, self.engine, parameters.infer, weights)
-        if exporter_of(self.engine, parameters.export) == "to_glb":  # it needs the model's process
+        if exports_in_process(self.engine, parameters.export):
             export_glb(reconstruction, prepared.capture, parameters.export)
         return reconstruction
 

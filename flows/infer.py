@@ -18,7 +18,7 @@ from tasks.capture.stage_capture import Capture
 from tasks.errors import EngineUnavailable, InferenceFailed, InputError, StorageError
 from tasks.inference.reconstruction import Reconstruction, infer
 from tasks.inference.registry import ENGINES, EngineChoice, require_engine, resolve_engine
-from tasks.mesh.export import export_glb, exporter_of
+from tasks.mesh.export import export_glb, exports_in_process
 from tasks.progress import timed
 from tasks.settings import EngineName, ExportParameters, InferParameters, settings
 from tasks.store.results import store
@@ -47,7 +47,7 @@ def infer_capture(
         weights: The weights that the capture's inference loads, as reconstruct hands them over
     """
     reconstruction = infer_here(capture, resolve_engine(engine), parameters, weights)
-    if exporter_of(reconstruction.engine, export) == "to_glb":
+    if exports_in_process(reconstruction.engine, export):
         export_glb(reconstruction, capture, export)
 
 
@@ -99,7 +99,7 @@ def infer_there(
 ) -> Reconstruction:
     """Run the inference, and the export where that needs the GPU, through a deployment, unless the store has them."""
     found = infer.stored(capture, engine, parameters, weights)
-    if found is not None and (exporter_of(engine, export) != "to_glb" or export_glb.stored(found, capture, export)):
+    if found is not None and (not exports_in_process(engine, export) or export_glb.stored(found, capture, export)):
         return infer(capture, engine, parameters, weights)
     require_shared_store(deployment)
     with timed("infer"):

@@ -146,7 +146,7 @@ def planning(folder: Path) -> None:
     from tasks.settings import Parameters
     from tasks.store.location import Location
     from tests.support.published import mark_published
-    from tests.support.running import seaweedfs
+    from tests.support.running_s3 import seaweedfs
 
     engine, parameters = resolve_engine("fusion"), Parameters()
     paths = ["transforms.json"] + [f"{kind}/{index}.png" for kind in ("views", "depth") for index in range(FILES // 2)]

@@ -137,7 +137,7 @@ def make_captures(folder: Path, count: int) -> None:
 
 def observe_requests(measured: Measured) -> None:
     """From now on every request of this process to the model is kept."""
-    from tasks.inference.trellis.trellis_engine import TrellisProcess
+    from tasks.inference.trellis.model_process import TrellisProcess
 
     ask = TrellisProcess.request
 

@@ -24,10 +24,10 @@ from tasks.dataset.rows import Record
 from tasks.errors import EngineUnavailable, WeightsUnavailable
 from tasks.inference.registry import TRELLIS
 from tasks.mesh.publish import Latest
-from tasks.settings import Parameters, settings
+from tasks.settings import Parameters
 from tasks.store.claims import Failure
-from tasks.store.results import store
-from tests.integration.test_trellis_run import gpu_environment, views_only
+from tests.support.gpu_machine import gpu_environment, views_only
+from tests.support.own_settings import forget
 from tests.support.running import (
     SMALL,
     STAGES,
@@ -49,7 +49,6 @@ from tests.synthetic import make_capture
 pytestmark = pytest.mark.system
 
 VIEWS, SIZE = 8, 96
-CACHED = (settings, store)
 FAILURES = "store/_ledger/failures/*.json"
 
 
@@ -142,17 +141,12 @@ class Here:
 
 
 @pytest.fixture
-def here(tmp_path: Path, prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
-    monkeypatch.setenv("CAPTURE2MESH_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("CAPTURE2MESH_SCRATCH", str(tmp_path / "scratch"))
+def here(own_store: Path, tmp_path: Path, prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
     monkeypatch.setenv("CAPTURE2MESH_BATCH_PROCESSES", "2")
-    for function in CACHED:
-        function.cache_clear()
+    forget()
     with temporary_settings(updates={PREFECT_API_URL: prefect_server, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield Here(tmp_path, prefect_server)
     TRELLIS.close()
-    for function in CACHED:
-        function.cache_clear()
 
 
 def test_mixed_dataset_to_the_last_repair(here: Here, put: Callable[..., Path]) -> None:
@@ -233,7 +227,7 @@ def gpu(here: Here, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Counter[str
     """Makes this machine look as if it had a GPU; gives what the model's process says it did."""
     for name, value in gpu_environment(here.folder).items():
         monkeypatch.setenv(name, value)
-    settings.cache_clear()
+    forget()
     log = here.folder / "log"
     return lambda: Counter(line.split()[0] for line in log.read_text().splitlines() if not line.startswith("empty"))
 

@@ -16,17 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import s3fs
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import tasks.store.results
 from flows.cli.store_commands import _oldest_running, _size
 from tasks.errors import StorageUnavailable
-from tasks.settings import settings
 from tasks.store.location import Location
 from tasks.store.results import Store, StoredResult, cache_key
 from tasks.store.retention import abandoned_before, chosen, inventory, protected_from, remove
-from tests.support.running import S3, STAGES, CommandLine, kill_group, post, snapshot
+from tests.support.running import STAGES, CommandLine, kill_group, post, snapshot
+from tests.support.running_s3 import S3
 
 KEY = "0f" * 32
 LOST = "ba9876543210"
@@ -183,15 +182,9 @@ def test_a_run_ends_well_while_prune_is_at_work(ball: Path, command_line: Comman
 
 
 @pytest.fixture
-def keys_of_worker(s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def keys_of_worker(worker_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """This process has the worker's keys, and each use of an entry is written."""
-    for name, value in {**s3.env, "CAPTURE2MESH_SCRATCH": str(tmp_path / "scratch")}.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr(tasks.store.results, "TOUCH_AFTER", timedelta(0))
-    settings.cache_clear()
-    yield
-    settings.cache_clear()
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def made(store: Store, key: str, value: int = 1) -> Number:

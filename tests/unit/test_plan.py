@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
 import pytest
-import s3fs
 
 from flows.reconstruct import prepare
 from tasks.capture.listing import list_capture, upload_key
@@ -17,12 +16,12 @@ from tasks.dataset.plan import Plan, Planned, plan
 from tasks.errors import CaptureRefused, EmptyResult, InputError, Problem, StorageUnavailable
 from tasks.inference.reconstruction import infer
 from tasks.inference.registry import EngineChoice, resolve_engine
-from tasks.settings import FusionParameters, InferParameters, Parameters, settings
+from tasks.settings import FusionParameters, InferParameters, Parameters
 from tasks.store.claims import record_failure
 from tasks.store.location import Location
-from tasks.store.results import store
+from tests.support.own_settings import forget
 from tests.support.published import mark_published
-from tests.support.running import S3, snapshot
+from tests.support.running import snapshot
 from tests.support.tiny import tiny_capture
 
 FUSION = resolve_engine("fusion")
@@ -34,15 +33,9 @@ Made = Callable[..., str]
 
 
 @pytest.fixture(autouse=True)
-def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("CAPTURE2MESH_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("CAPTURE2MESH_SCRATCH", str(tmp_path / "scratch"))
+def two_attempts(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTURE2MESH_ATTEMPTS", "2")
-    for function in (settings, store):
-        function.cache_clear()
-    yield
-    for function in (settings, store):
-        function.cache_clear()
+    forget()
 
 
 @pytest.fixture
@@ -313,22 +306,3 @@ def test_one_id_for_two_captures_is_refused(text: str, planned: Callable[..., Pl
     made("other/mug")
     with pytest.raises(InputError, match="mug is the id of several captures"):
         planned(write_list(dataset, "list.txt", text))
-
-
-def test_paths_of_a_list_in_a_bucket_are_relative_to_it(
-    s3: S3, monkeypatch: pytest.MonkeyPatch, made: Made, output: str
-) -> None:
-    mug = made("mug")
-    for name, value in s3.env.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    url = s3.upload(Path(mug), "captures/planned/day/mug")
-    s3.admin.pipe_file("captures/planned/list.txt", f"day/mug\n{url}/views\n{mug}-2\n".encode())
-    shutil.copytree(mug, f"{mug}-2")  # a path that is absolute is of this machine
-    found = plan("s3://captures/planned/list.txt", output, FUSION, PARAMETERS)
-    s3fs.S3FileSystem.clear_instance_cache()
-    assert {each.id: (each.uri, each.state) for each in found.captures} == {
-        "mug": (url, "new"),
-        "mug-2": (f"{mug}-2", "new"),
-        "views": (f"{url}/views", "invalid"),
-    }

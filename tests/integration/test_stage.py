@@ -15,9 +15,8 @@ from prefect.testing.utilities import prefect_test_harness
 import tasks.stage
 from tasks.errors import InputError, StorageUnavailable
 from tasks.progress import StageTiming, Timings, observed_by
-from tasks.settings import settings
 from tasks.stage import Stage, retried, stage, step
-from tasks.store.results import Store, StoredResult, store
+from tasks.store.results import Store, StoredResult
 
 RETRIES = 2
 
@@ -61,15 +60,10 @@ def harness() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def entries(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty store, and no waiting between retries; gives the folder of the stage's entries."""
-    monkeypatch.setenv("CAPTURE2MESH_STORE", str(tmp_path / "store"))
     monkeypatch.setattr(tasks.stage, "RETRY_BASE_SECONDS", 0)
-    for function in (settings, store):
-        function.cache_clear()
-    yield tmp_path / "store" / "say"
-    for function in (settings, store):
-        function.cache_clear()
+    return own_store / "say"
 
 
 def run(say: Stage[[str], Word], word: str = "word") -> tuple[Word, StageTiming]:
