@@ -53,7 +53,7 @@ def batch(
         dataset: Folder or URL above the captures, or a list of captures (.txt, .csv, .jsonl)
         output: Folder or URL below which the assets are published
         engine: The engine to run
-        parameters: What changes the results
+        parameters: Parameters of the results
         uploads: Captures may be half uploaded; those are left for later
     """
     choice = resolve_engine(engine)

@@ -19,12 +19,12 @@ from prefect.deployments import run_deployment
 from prefect.states import Cancelling
 
 from flows.batch import PROGRESS, work_through
-from flows.infer import deployed_engine, require_shared_store
+from flows.infer import chosen_engine, require_shared_store
 from tasks.artifacts import show_plan
 from tasks.dataset.dataset_report import DatasetReport, publish_dataset_report
 from tasks.dataset.plan import Plan, Planned, plan
 from tasks.errors import InferenceInterrupted
-from tasks.inference.registry import EngineChoice, resolve_engine
+from tasks.inference.registry import EngineChoice
 from tasks.progress import progress_artifact, timed
 from tasks.settings import EngineName, Parameters, settings
 from tasks.store.location import Location
@@ -52,32 +52,32 @@ def reconstruct_dataset(
         dataset: Folder or URL above the captures, or a list of captures (.txt, .csv, .jsonl)
         output: Folder or URL below which the assets and the dataset's report are published
         engine: auto takes the best engine that can run; fusion needs depth maps and cameras
-        parameters: What changes the results; the defaults are good
+        parameters: Parameters of the results; the defaults suit most captures
         retry: Try again what has failed before; otherwise it waits until its content changes
     """
     deployment, begun = settings().batch_deployment, time.monotonic()
-    choice = deployed_engine(deployment, engine) if deployment else resolve_engine(engine)
-    planned = plan(dataset, output, choice, parameters, retry=retry)
-    _show(planned)
-    for each in planned.pending:
+    choice = chosen_engine(engine, deployment)
+    before = plan(dataset, output, choice, parameters, retry=retry)
+    _show(before)
+    for each in before.pending:
         if retry and each.attempts:
             each.upload.forget()
-    if planned.pending and deployment:
-        _hand_over(deployment, planned.pending, output, choice, parameters)
-    elif planned.pending:
-        work_through(planned.pending, choice, parameters)
-    after = plan(dataset, output, choice, parameters) if planned.pending else planned
-    return publish_dataset_report(planned, after, output, time.monotonic() - begun)
+    if before.pending and deployment:
+        _hand_over(deployment, before.pending, output, choice, parameters)
+    elif before.pending:
+        work_through(before.pending, choice, parameters)
+    after = plan(dataset, output, choice, parameters) if before.pending else before
+    return publish_dataset_report(before, after, output, time.monotonic() - begun)
 
 
-def _show(planned: Plan) -> None:
+def _show(before: Plan) -> None:
     """The plan as a table in the UI: what is to be done, and what cannot be done."""
     rows = [
         {"id": each.id, "state": each.state, "reason": each.reason, "attempts": each.attempts}
-        for each in planned.captures
+        for each in before.captures
         if each.state != "published"
     ]
-    show_plan(planned.dataset, planned.counts(), rows)
+    show_plan(before.dataset, before.counts(), rows)
 
 
 def _hand_over(

@@ -41,11 +41,11 @@ def infer_capture(
     export: ExportParameters = ExportParameters(),
     weights: Weights | None = None,
 ) -> None:
-    """Run the inference of a staged capture, and the export where that needs the GPU; the results lie in the store.
+    """Run the inference of a staged capture, and the export if that needs the GPU; the results lie in the store.
 
     Args:
         capture: The staged capture, as reconstruct hands it over
-        engine: The engine to run; this deployment's default is what auto means to those who hand over
+        engine: The engine to run; this deployment's default is the engine that auto means to the flows that start it
         parameters: Parameters of the inference
         export: Parameters of the export
         weights: The weights that the capture's inference loads, as reconstruct hands them over
@@ -68,8 +68,13 @@ def infer_here(
         return infer(capture, engine, parameters, weights)
 
 
-def deployed_engine(deployment: str, asked: EngineName) -> EngineChoice:
-    """The engine of an inference that is handed over: the one asked for, or for `auto` the deployment's setting."""
+def chosen_engine(asked: EngineName, deployment: str) -> EngineChoice:
+    """The engine of a run: the one asked for; for `auto` the best of this machine, or the setting of a deployment.
+
+    deployment: the one that inference is handed to; empty: none. Raises InputError if it is not on the server.
+    """
+    if not deployment:
+        return resolve_engine(asked)
     with get_client(sync_client=True) as client:
         try:
             found = client.read_deployment_by_name(deployment)

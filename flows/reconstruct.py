@@ -13,7 +13,7 @@ from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict
 
 from flows.events import emit_published, failure_emitted
-from flows.infer import deployed_engine, infer_here, infer_there
+from flows.infer import chosen_engine, infer_here, infer_there
 from tasks.artifacts import public_url, show_capture, show_report
 from tasks.capture.capture_checks import CaptureReport
 from tasks.capture.listing import Listing, list_capture
@@ -22,7 +22,7 @@ from tasks.capture.validate_capture import validate_capture
 from tasks.dataset.upload import Upload
 from tasks.errors import CaptureRefused, MeshRejected
 from tasks.inference.reconstruction import Reconstruction
-from tasks.inference.registry import ENGINES, EngineChoice, resolve_engine, weights_for
+from tasks.inference.registry import ENGINES, EngineChoice, weights_for
 from tasks.mesh.convert import convert_formats
 from tasks.mesh.export import export_glb
 from tasks.mesh.publish import Published, Results, publish, run_key
@@ -70,12 +70,12 @@ def reconstruct(
         capture: Folder or URL of the capture, for example s3://captures/mug
         output: Folder or URL below which the asset is published, for example s3://assets
         engine: auto takes the best one that can run; fusion needs depth maps and cameras, trellis a GPU
-        parameters: What changes the result; the defaults are good
+        parameters: Parameters of the result; the defaults suit most captures
         root: Folder or URL above the capture; the asset is published at the capture's path below it. Empty: its parent
         upload: Key of the upload that the run is for; if another one has replaced it, that one has a run of its own
     """
     deployment = settings().infer_deployment
-    choice = deployed_engine(deployment, engine) if deployment else resolve_engine(engine)
+    choice = chosen_engine(engine, deployment)
     timings = Timings()
     listing = list_capture(capture, root)
     current = Upload.of(listing, output, choice.name, parameters)

@@ -39,8 +39,8 @@ def sweep(
     Args:
         watched: Folder or URL above the captures; empty: CAPTURE2MESH_WATCHED of the worker
         output: Folder or URL below which the assets are published; empty: CAPTURE2MESH_OUTPUT of the worker
-        engine: auto takes what is set in the deployment infer/cuda
-        parameters: What changes the results; notifications are answered with the defaults
+        engine: auto takes the setting of the deployment infer/cuda
+        parameters: Parameters of the results; notifications use the defaults
     """
     watched, output = watched or settings().watched, output or settings().output
     if not watched:
@@ -84,7 +84,7 @@ def _root(watched: str) -> str:
 
 
 def _listings(submitter: Submitter) -> list[Listing]:
-    """The captures that lie in what is swept, with ids relative to the root."""
+    """The captures in the folder that is swept, with ids relative to the root."""
     part = submitter.watched.url[len(submitter.root.url) + 1 :]
     found = list_captures(submitter.watched.url)
     if not part:

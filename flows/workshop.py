@@ -57,7 +57,7 @@ class Outcome(BaseModel):
     """The capture."""
     state: Literal["normal", "warning", "failure", "refused", "failed", "elsewhere", "replaced"]
     """normal, warning, failure: the status of the published asset. elsewhere: another run has it, or has done it.
-    replaced: it was uploaded anew, the next run takes it."""
+    replaced: it was replaced by a newer upload, which the next run takes."""
     reason: str = ""
     """Why it was not reconstructed."""
     url: str = ""
@@ -220,7 +220,7 @@ class SharedModel:
                 raise self._unavailable
 
 
-# what runs in the processes
+# these run in the processes
 
 
 def _whole(planned: Planned, engine: EngineChoice, parameters: Parameters) -> Published:

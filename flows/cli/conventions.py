@@ -30,7 +30,7 @@ PREFECT_DEFAULTS = {
 
 # typer reads the annotations of commands: types that it has to know are spelled out, without importing tasks.settings
 EngineOption = Annotated[
-    Literal["auto", "fusion", "trellis"], typer.Option("--engine", help="What makes the geometry.")
+    Literal["auto", "fusion", "trellis"], typer.Option("--engine", help="The engine that makes the geometry.")
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter, e.g. export.texture_px=2048.")
@@ -38,7 +38,7 @@ SetOption = Annotated[
 
 
 def use_prefect_defaults() -> None:
-    """Set PREFECT_DEFAULTS for this process, where the environment does not say otherwise."""
+    """Set PREFECT_DEFAULTS for this process, except variables that are set already."""
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
 

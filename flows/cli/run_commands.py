@@ -65,8 +65,8 @@ def dataset(
     """Reconstruct every capture of a dataset that is not published yet."""
     if dry_run:
         with errors_told():
-            planned = _plan(dataset, output, engine, set_ or [], retry)
-        typer.echo(_plan_json(planned) if json_ else _plan_text(planned))
+            found = _plan(dataset, output, engine, set_ or [], retry)
+        typer.echo(_plan_json(found) if json_ else _plan_text(found))
         raise typer.Exit(EXIT_DONE)
     with _flow_context() as ready:
         from flows.dataset import reconstruct_dataset
@@ -85,7 +85,8 @@ def dataset(
 def _flow_context() -> Iterator[Callable[[Sequence[str]], Parameters]]:
     """Within the block flows can run: against the configured server, or Prefect's own.
 
-    Gives a function that reads the `--set` options and then starts what a flow needs: wrong options start nothing.
+    Gives a function that reads the `--set` options and then starts the terminal and the server: wrong options start
+    nothing.
     """
     use_prefect_defaults()
     with errors_told(), ExitStack() as stack:
@@ -113,17 +114,15 @@ def _flow_context() -> Iterator[Callable[[Sequence[str]], Parameters]]:
 
 
 def _plan(dataset: str, output: str, engine: EngineName, assignments: Sequence[str], retry: bool) -> Plan:
-    from flows.infer import deployed_engine
+    from flows.infer import chosen_engine
     from tasks.dataset.plan import plan
-    from tasks.inference.registry import resolve_engine
     from tasks.settings import settings
 
-    deployment = settings().batch_deployment
-    choice = deployed_engine(deployment, engine) if deployment else resolve_engine(engine)
+    choice = chosen_engine(engine, settings().batch_deployment)
     return plan(dataset, output, choice, parameters_of(assignments), retry=retry)
 
 
-def _plan_json(planned: Plan) -> str:
+def _plan_json(found: Plan) -> str:
     captures = [
         {
             "id": each.id,
@@ -132,21 +131,21 @@ def _plan_json(planned: Plan) -> str:
             "upload_key": each.upload.key,
             **each.model_dump(include={"reason", "folder", "attempts"}),
         }
-        for each in planned.captures
+        for each in found.captures
     ]
-    return json.dumps({"dataset": planned.dataset, "counts": planned.counts(), "captures": captures}, indent=1)
+    return json.dumps({"dataset": found.dataset, "counts": found.counts(), "captures": captures}, indent=1)
 
 
-def _plan_text(planned: Plan) -> str:
+def _plan_text(found: Plan) -> str:
     """A line for each capture that is not published, and the counts."""
-    width = max(len(each.id) for each in planned.captures)
+    width = max(len(each.id) for each in found.captures)
     rows = [
         f"{each.state:9} {each.id:{width}} {each.reason.partition(chr(10))[0]}".rstrip()
-        for each in planned.captures
+        for each in found.captures
         if each.state != "published"
     ]
-    counts = ", ".join(f"{count} {state}" for state, count in planned.counts().items())
-    return "\n".join([*rows, f"{len(planned.captures)} captures: {counts}"])
+    counts = ", ".join(f"{count} {state}" for state, count in found.counts().items())
+    return "\n".join([*rows, f"{len(found.captures)} captures: {counts}"])
 
 
 def _tell(published: Published) -> None:

@@ -116,7 +116,7 @@ def csv(rows: Sequence[Row]) -> bytes:
 
 
 def reasons(row: Row) -> tuple[str, ...]:
-    """The reasons why a capture is not normal, each once, without what is particular to it: captures share them."""
+    """The reasons why a capture is not normal, each once, without its own paths and numbers: captures share them."""
     if row.reason:
         listed = [line.removeprefix(_PROBLEM) for line in row.reason.splitlines() if line.startswith(_PROBLEM)]
         texts = [_general(text, row) for text in listed or [row.reason]]

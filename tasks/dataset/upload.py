@@ -1,6 +1,6 @@
 """An upload: one capture as it is now, and the reconstruction that is asked for; the unit of claims, failures, assets.
 
-The plan makes one for each capture; the flows, their events and the submitter ask it what has become of it.
+The plan makes one for each capture; the flows, their events and the submitter use it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tasks.store.claims import Claims, Failure, failure_of, failures_recorded, f
 class Upload(BaseModel):
     """One capture as it is now, and the reconstruction that is asked for.
 
-    A capture that is uploaded anew, or asked for with another engine or other parameters, is another upload.
+    A capture with new content, another engine or other parameters is another upload.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,7 +42,7 @@ class Upload(BaseModel):
         return published_folder(self.output, self.id, self.key)
 
     def failure(self) -> Failure | None:
-        """What the store knows of its failures; None if it has none."""
+        """The record of its failures in the store; None if it has none."""
         return failure_of(self.output, self.key)
 
     def record(self, error: BaseException) -> Failure:
