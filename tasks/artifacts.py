@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +19,8 @@ from tasks.report import Report
 from tasks.settings import settings
 from tasks.store.location import Location
 from tasks.store.results import store
+
+SHOWN_ROWS = 200  # of a dataset; they lie in Prefect's database
 
 
 def show_capture(name: str, report: CaptureReport) -> None:
@@ -51,6 +54,53 @@ def show_report(report: Report, folder: str, url: str | None, previews: bytes) -
         create_link_artifact(
             key=artifact_key("mesh", name), link=f"{url}/mesh.glb", link_text=f"{name}: mesh.glb", description="GLB"
         )
+
+
+def show_plan(dataset: str, counts: Mapping[str, int], rows: Sequence[Mapping[str, Any]]) -> None:
+    """An artifact of the flow run: a table of a dataset's captures that are not published, `rows`."""
+    states = ", ".join(f"{count} {state}" for state, count in counts.items())
+    shown = f"; the first {SHOWN_ROWS}" if len(rows) > SHOWN_ROWS else ""
+    create_table_artifact(
+        key=artifact_key("plan", Location.of(dataset).name),
+        description=f"Plan of **{dataset}**: {states}{shown}",
+        table=[dict(row) for row in rows[:SHOWN_ROWS]],
+    )
+
+
+def show_dataset(
+    name: str,
+    counts: Mapping[str, int],
+    reconstructed: int,
+    wrong: Sequence[tuple[str, str, str]],
+    folder: str,
+    url: str | None,
+) -> None:
+    """Artifacts of the flow run: the counts and what went wrong, and a link to the dataset's page if it has a URL.
+
+    wrong: id, state and reason of the captures that went wrong. folder, url: of the dataset report.
+    """
+    states = "\n".join(f"| {state} | {count:,} |" for state, count in counts.items())
+    reasons = "\n".join(
+        f"- **{capture_id}** ({state}): {reason.partition(chr(10))[0]}"
+        for capture_id, state, reason in wrong[:SHOWN_ROWS]
+    )
+    create_markdown_artifact(
+        key=artifact_key("dataset", name),
+        description=f"{name}: {reconstructed} reconstructed",
+        markdown=f"""# {name}
+
+| state | captures |
+|---|---|
+{states}
+
+{reasons}
+
+Report: `{folder}/index.html`
+""",
+    )
+    if url is not None:
+        link = f"{url}/index.html"
+        create_link_artifact(key=artifact_key("gallery", name), link=link, link_text=f"{name}: gallery and table")
 
 
 def markdown_of(report: Report, folder: str, url: str | None, previews: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Datasets: planned, reconstructed, reported; what is done stays done, and a capture that fails costs itself only."""
+"""Datasets: planned, reconstructed, reported; what is done stays done, and a capture that fails stops no other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-import flows.batch
+import flows.workshop
 from flows.dataset import reconstruct_dataset
 from tasks.dataset.dataset_report import DatasetReport
 from tasks.dataset.plan import Plan, plan
@@ -256,7 +256,7 @@ def test_one_model_for_all_captures(
         for path in (*views[:first], *views[first + 3 :]):
             path.unlink()
     views_only(put("many"))
-    fetched, textured = counted(monkeypatch, flows.batch, "fetch_weights"), counted(monkeypatch, TRELLIS, "to_glb")
+    fetched, textured = counted(monkeypatch, flows.workshop, "fetch_weights"), counted(monkeypatch, TRELLIS, "to_glb")
 
     first = here.run(engine="trellis", export__simplify="0.5")
     assert first.states == {**dict.fromkeys(good, "normal"), "many": "failed"}
@@ -318,7 +318,7 @@ def test_weights_that_cannot_be_fetched_end_the_run(
     for number in range(3):
         views_only(put(f"ball {number}"))
     (here.folder / "mirror").rename(here.folder / "elsewhere")
-    fetched = counted(monkeypatch, flows.batch, "fetch_weights")
+    fetched = counted(monkeypatch, flows.workshop, "fetch_weights")
     with pytest.raises(WeightsUnavailable, match="the mirror lacks it"):
         here.run(engine="trellis")
     assert len(fetched) == 1

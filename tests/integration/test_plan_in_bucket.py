@@ -18,7 +18,7 @@ def test_paths_of_a_list_in_a_bucket_are_relative_to_it(s3: S3, worker_here: Non
     s3.admin.pipe_file("captures/planned/list.txt", f"day/mug\n{url}/views\n{mug}-2\n".encode())
     shutil.copytree(mug, f"{mug}-2")  # an absolute path is a path of this machine
     found = plan("s3://captures/planned/list.txt", str(tmp_path / "out"), resolve_engine("fusion"), Parameters())
-    assert {each.id: (each.uri, each.state) for each in found.captures} == {
+    assert {each.id: (each.upload.uri, each.state) for each in found.captures} == {
         "mug": (url, "new"),
         "mug-2": (f"{mug}-2", "new"),
         "views": (f"{url}/views", "invalid"),

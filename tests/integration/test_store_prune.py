@@ -139,7 +139,7 @@ def test_the_oldest_running_run_is_asked_for(command_line: CommandLine, prefect_
     finally:
         end(prefect_server, *runs)
     assert told == [None, "first", "first", "second"]
-    assert "since run second began, which still runs" in shown.stdout, shown.stderr
+    assert "since the start of run second, which still runs" in shown.stdout, shown.stderr
 
 
 def test_without_the_server_nothing_goes(tmp_path: Path) -> None:

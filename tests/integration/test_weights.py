@@ -42,7 +42,7 @@ MODEL, CODE, MASKS = "org/model", "org/code", "org/masks"
 BIG, SMALL, DECODER = "ckpts/flow.safetensors", "pipeline.json", "ckpts/dec.safetensors"
 CUT = 100_000
 TOKEN = "hf_aSecretThatNobodyPrints"
-COMMAND = [sys.executable, "-m", "flows.cli.weights_commands"]
+COMMAND = [sys.executable, "-m", "flows", "weights"]
 TIMEOUT = 60
 
 
@@ -419,7 +419,7 @@ def test_verify_names_what_is_wrong_and_repair_rights_it(place: Place) -> None:
     assert whole(place, folder, bundle())
     assert place.hub.ranges(BIG) == [None] and place.hub.ranges(SMALL) == []
     code, stdout, _ = place.run("verify")
-    assert code == 0 and "every file is what is pinned" in stdout
+    assert code == 0 and "every file is as it is pinned" in stdout
     assert place.bundles == [folder]
 
 
