@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import s3fs
 
-import tasks.stage
 from tasks.settings import settings
 from tasks.store.results import store
 
 
 def forget() -> None:
     """Clear these caches; the next use reads the environment again."""
-    for function in (settings, store, tasks.stage._records):
+    for function in (settings, store):
         function.cache_clear()
     s3fs.S3FileSystem.clear_instance_cache()
