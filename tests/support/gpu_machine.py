@@ -21,7 +21,7 @@ def gpu_environment(folder: Path) -> dict[str, str]:
     programs, mirror = folder / "bin", folder / "mirror"
     programs.mkdir()
     smi = programs / "nvidia-smi"
-    smi.write_text("#!/bin/sh\necho 'GPU 0: Stand-in (UUID: GPU-0)'\n")
+    smi.write_text("#!/bin/sh\necho '0, Stand-in GPU, 580.1, 81920'\n")
     smi.chmod(0o755)
     sources = []
     for repository, part in ((PIPELINE, "required"), (MASKS, "masks")):
