@@ -12,10 +12,10 @@ demo: $(INSTALLED)  ## reconstruct the bundled sample into out/
 	$(BIN)/python -m flows reconstruct tests/data/mug out
 
 test: lint  ## lint, and run the tests
-	$(BIN)/python -m pytest -m 'not system' --numprocesses auto --dist loadgroup
+	$(BIN)/python -m pytest -m 'not system' --numprocesses auto --dist loadfile
 
 test-system: $(INSTALLED)  ## run the tests of the whole stack, of killed runs and of the UI
-	$(BIN)/python -m pytest -m system --numprocesses auto --dist loadgroup
+	$(BIN)/python -m pytest -m system --numprocesses auto --dist loadfile
 
 lint: $(INSTALLED)  ## check style, types, imports between rooms and licences
 	$(BIN)/ruff check .
