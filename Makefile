@@ -3,24 +3,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-system lint stack stack-down stack-reset clean
+.PHONY: help demo test test-system lint stack stack-down stack-reset clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)  ## reconstruct the bundled sample into out/
 	$(BIN)/python -m flows reconstruct tests/data/mug out
 
-test: lint  ## lint, type check and the tests
+test: lint  ## lint, and run the tests
 	$(BIN)/python -m pytest -m 'not system' --numprocesses auto --dist loadfile
 
-test-system: $(INSTALLED)  ## workers, killed runs, the whole stack; CI runs it as well
-	$(BIN)/python -m pytest -m system
+test-system: $(INSTALLED)  ## run the tests of the whole stack, of killed runs and of the UI
+	$(BIN)/python -m pytest -m system --numprocesses auto --dist loadfile
 
-lint: $(INSTALLED)
+lint: $(INSTALLED)  ## check style, types, imports between rooms and licences
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy infra/stack.py infra/deploy.py infra/prefect_server.py
+	$(BIN)/lint-imports
+	$(BIN)/python -m infra.licences
 
-stack: $(INSTALLED)  ## the whole system on this machine, until Ctrl-C: Prefect, S3, workers
+stack: $(INSTALLED)  ## run the whole system on this machine until Ctrl-C: Prefect, S3, workers
 	@$(BIN)/python -m infra.stack up
 
 stack-down: $(INSTALLED)  ## stop a stack that was started elsewhere
@@ -34,5 +38,5 @@ $(INSTALLED): pyproject.toml infra/constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint infra/constraints.txt --editable '.[test]'
 	touch $@
 
-clean:
+clean:  ## remove the virtual environment and out/
 	rm -rf $(VENV) out

@@ -1,4 +1,8 @@
-"""One inference per GPU, whoever asks: a slot of the server's global concurrency limit, beside the limits of pools."""
+"""A slot on a GPU: one inference at a time on each, whichever flow asks.
+
+Slots are of a global concurrency limit of the Prefect server, beside the limits of pools and workers. The flows `infer`
+and `batch` take them.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,15 @@ from prefect.concurrency.sync import concurrency
 
 from tasks.inference.registry import ENGINES, EngineChoice
 
-LIMIT = "gpu"  # as many slots as there are GPUs; `make stack` makes it, and without it only pools and workers limit
-LEASE_SECONDS = 60  # for so long a process that was killed still holds its slot; the least that Prefect takes
+LIMIT = "gpu"  # `make stack` creates it with as many slots as there are GPUs; without it, only pools and workers limit
+LEASE_SECONDS = 60  # so long a process that was killed still holds its slot; Prefect takes no shorter time
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def gpu_slot(engine: EngineChoice) -> Iterator[None]:
-    """Within the block the engine may use the GPU; waits for a slot where it needs one."""
+    """Within the block the engine may use the GPU; waits for a slot if it needs one."""
     if not ENGINES[engine.name].shares_model:
         yield
         return
@@ -31,4 +35,4 @@ def gpu_slot(engine: EngineChoice) -> Iterator[None]:
     except httpx.TransportError as error:
         if not worked:
             raise
-        log.warning("the slot of %s could not be given back: %s; its lease ends by itself", LIMIT, error)
+        log.warning("the slot of %s could not be given back: %s; it is free when its lease ends", LIMIT, error)

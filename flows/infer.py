@@ -1,4 +1,7 @@
-"""The inference of one capture: in this process, or as a flow of its own on the machine with the GPU."""
+"""The inference of one capture: in this process, or as a flow of its own on the machine with the GPU.
+
+`reconstruct` calls it; everything that hands work to a deployment asks it which engine `auto` means there.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any, cast
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
@@ -18,7 +22,7 @@ from tasks.capture.stage_capture import Capture
 from tasks.errors import EngineUnavailable, InferenceFailed, InputError, StorageError
 from tasks.inference.reconstruction import Reconstruction, infer
 from tasks.inference.registry import ENGINES, EngineChoice, require_engine, resolve_engine
-from tasks.mesh.export import export_glb, exporter_of
+from tasks.mesh.export import export_glb, exports_in_process
 from tasks.progress import timed
 from tasks.settings import EngineName, ExportParameters, InferParameters, settings
 from tasks.store.results import store
@@ -26,7 +30,7 @@ from tasks.weights.fetch_weights import fetch_weights
 from tasks.weights.pins import Weights
 
 POLL_SECONDS = 1
-RUNS_AT_MOST = 3  # of one inference whose worker, machine or process dies
+RUNS_AT_MOST = 3  # of one inference, when its worker, machine or process dies
 
 
 @flow(name="infer", flow_run_name="{capture.id}")
@@ -37,24 +41,24 @@ def infer_capture(
     export: ExportParameters = ExportParameters(),
     weights: Weights | None = None,
 ) -> None:
-    """Run the inference of a staged capture, and the export where that needs the GPU; the results lie in the store.
+    """Run the inference of a staged capture, and the export if that needs the GPU; the results lie in the store.
 
     Args:
         capture: The staged capture, as reconstruct hands it over
-        engine: The engine to run; this deployment's default is what auto means to those who hand over
+        engine: The engine to run; this deployment's default is the engine that auto means to the flows that start it
         parameters: Parameters of the inference
         export: Parameters of the export
         weights: The weights that the capture's inference loads, as reconstruct hands them over
     """
     reconstruction = infer_here(capture, resolve_engine(engine), parameters, weights)
-    if exporter_of(reconstruction.engine, export) == "to_glb":
+    if exports_in_process(reconstruction.engine, export):
         export_glb(reconstruction, capture, export)
 
 
 def infer_here(
     capture: Capture, engine: EngineChoice, parameters: InferParameters, weights: Weights | None
 ) -> Reconstruction:
-    """Run the inference in this process; the weights are fetched first, where there is something to infer."""
+    """Run the inference in this process; the weights are fetched first, unless the store has the result."""
     if infer.stored(capture, engine, parameters, weights) is not None:
         return infer(capture, engine, parameters, weights)
     require_engine(engine)
@@ -64,28 +68,38 @@ def infer_here(
         return infer(capture, engine, parameters, weights)
 
 
-def deployed_engine(deployment: str, asked: EngineName) -> EngineChoice:
-    """The engine of an inference that is handed over: the one asked for, or for `auto` the deployment's setting."""
+def chosen_engine(asked: EngineName, deployment: str) -> EngineChoice:
+    """The engine of a run: the one asked for; for `auto` the best of this machine, or the setting of a deployment.
+
+    deployment: the one that inference is handed to; empty: none. Raises InputError if it is not on the server.
+    """
+    if not deployment:
+        return resolve_engine(asked)
     with get_client(sync_client=True) as client:
         try:
-            setting = client.read_deployment_by_name(deployment).parameters.get("engine", "auto")
+            found = client.read_deployment_by_name(deployment)
         except ObjectNotFound as error:
             raise InputError(
-                f"deployment {deployment}: not on this server; deploy it, or unset CAPTURE2MESH_INFER_DEPLOYMENT"
+                f"deployment {deployment}: not on this server; deploy it, or unset the variable that names it"
+                " (CAPTURE2MESH_INFER_DEPLOYMENT, CAPTURE2MESH_BATCH_DEPLOYMENT)"
             ) from error
-    name = setting if asked == "auto" else asked
-    if name not in ENGINES:
-        raise EngineUnavailable(f"engine {name}: name one of {', '.join(ENGINES)} in deployment {deployment}")
-    reason = "asked for" if asked != "auto" else f"the setting of deployment {deployment}"
-    return EngineChoice(name=name, version=ENGINES[name].version, reason=reason)
+    return engine_set_in(deployment, found) if asked == "auto" else resolve_engine(asked)
+
+
+def engine_set_in(name: str, deployment: DeploymentResponse) -> EngineChoice:
+    """The engine that a deployment runs for `auto`: its parameter `engine`. Raises EngineUnavailable if it is none."""
+    engine = deployment.parameters.get("engine", "auto")
+    if engine not in ENGINES:
+        raise EngineUnavailable(f"engine {engine}: set one of {', '.join(ENGINES)} in deployment {name}")
+    return EngineChoice(name=engine, version=ENGINES[engine].version, reason=f"the setting of deployment {name}")
 
 
 def require_shared_store(deployment: str) -> None:
-    """Raise InputError where the machines of a deployment cannot see this process's store."""
+    """Raise InputError if the machines of a deployment cannot see this process's store."""
     if store().root.local and not settings().store_shared:
         raise InputError(
             f"store {store().root.url}: a folder of this machine; set CAPTURE2MESH_STORE to one that the machines of"
-            f" {deployment} see as well (s3://...), or CAPTURE2MESH_STORE_SHARED=1 if they do see it"
+            f" {deployment} see as well (s3://...), or CAPTURE2MESH_STORE_SHARED=1 if they see this folder"
         )
 
 
@@ -97,9 +111,9 @@ def infer_there(
     weights: Weights | None,
     export: ExportParameters,
 ) -> Reconstruction:
-    """Run the inference, and the export where that needs the GPU, through a deployment, unless the store has them."""
+    """Run the inference, and the export if that needs the GPU, through a deployment, unless the store has them."""
     found = infer.stored(capture, engine, parameters, weights)
-    if found is not None and (exporter_of(engine, export) != "to_glb" or export_glb.stored(found, capture, export)):
+    if found is not None and (not exports_in_process(engine, export) or export_glb.stored(found, capture, export)):
         return infer(capture, engine, parameters, weights)
     require_shared_store(deployment)
     with timed("infer"):
@@ -118,9 +132,9 @@ def infer_there(
 
 
 def run_elsewhere(deployment: str, asked: dict[str, Any]) -> FlowRun:
-    """Run a deployment to its end, from a queue of our own queue's name, and again where it crashed."""
+    """Run a deployment to its end, and again if it crashed. The run goes to the queue that has the name of our own."""
     context = FlowRunContext.get()
-    # who overtakes in one pool overtakes in the other
+    # queues order the runs of a pool: a run that is ahead in one pool is so ahead in the other
     queue = context.flow_run.work_queue_name if context and context.flow_run else None
     for _ in range(RUNS_AT_MOST):
         run = cast(FlowRun, run_deployment(deployment, parameters=asked, timeout=0, work_queue_name=queue))
@@ -131,7 +145,7 @@ def run_elsewhere(deployment: str, asked: dict[str, Any]) -> FlowRun:
 
 
 def ended(run: FlowRun) -> FlowRun:
-    """Wait for the end of a run; it is cancelled where we are ended first, so that no GPU works for nobody."""
+    """Wait for the end of a run. If this process ends first, the run is cancelled: nothing waits for its result."""
     with get_client(sync_client=True) as client:
         try:
             while run.state is None or not run.state.is_final():

@@ -1,4 +1,7 @@
-"""A pool of processes for the CPU's part of a batch: one that is killed costs its capture a try, not the batch."""
+"""A pool of processes for the CPU part of a batch. The workshop of a batch runs its captures in it.
+
+When a process is killed, its capture loses one try, and the batch goes on in a new process.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +26,19 @@ _POLL_SECONDS = 0.2
 _ENVIRONMENT = {
     # threads of numeric libraries: the processes are the parallelism
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
-    # of glibc: what one thread has freed the next one takes; else each capture adds some 200 MB, up to 1.5 GB
+    # glibc: one arena, so that memory freed by one thread serves the next; otherwise each capture adds some 200 MB,
+    # up to 1.5 GB
     "MALLOC_ARENA_MAX": "1",
 }
 _starting = threading.Lock()
 
 
 class Processes:
-    """Runs functions in processes of their own, which end with this one, however it ends."""
+    """Runs functions in other processes, which end with this one, however it ends."""
 
     def __init__(self, count: int) -> None:
         self._count, self._ended = count, threading.Event()
-        # a pool is broken as a whole where one of its processes is killed: each process is a pool of its own
+        # a pool is broken as a whole when one of its processes is killed: each process is a pool of its own
         self._free = SimpleQueue[ProcessPoolExecutor]()
         for _ in range(count):
             self._free.put(_process())
@@ -46,21 +50,22 @@ class Processes:
         self._ended.set()
         pools: list[ProcessPoolExecutor] = []
         while len(pools) < self._count:
-            if kind is not None:  # nobody wants their results any more
+            if kind is not None:  # nothing waits for their results any more
                 for process in multiprocessing.active_children():
                     process.kill()
             with suppress(Empty):
                 pools.append(self._free.get(timeout=_POLL_SECONDS))
-        for process in multiprocessing.active_children():  # idle now; by themselves they end one by one, in seconds
+        for process in multiprocessing.active_children():  # idle now; a shutdown would end them one by one, slowly
             process.kill()
         for pool in pools:
             pool.shutdown()
             self._free.put(pool)
 
     def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run it in one of the processes, once one is free, and give its result; raises what it raised.
+        """Run a function in a process, as soon as one is free, and give its result; raises what the function raised.
 
-        Where the process is killed, it runs once more in a new one; then InferenceInterrupted.
+        If the process is killed, the function runs once more in a new one. Raises InferenceInterrupted if that is
+        killed as well.
         """
         pool = self._free.get()
         try:
@@ -76,13 +81,13 @@ class Processes:
         finally:
             self._free.put(pool)
         raise InferenceInterrupted(
-            "a process of the batch was killed while it worked on this capture; is memory short?"
+            "a process of the batch was killed while it worked on this capture; is there too little memory?"
         )
 
 
 @contextmanager
 def _limited() -> Iterator[None]:
-    """Processes started within the block are held to their share; those that are started later, as the model's, not."""
+    """Processes started within the block get the limits of `_ENVIRONMENT`; later ones, as the model's, do not."""
     with _starting:
         added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
         os.environ.update(added)
@@ -94,10 +99,12 @@ def _limited() -> Iterator[None]:
 
 
 def _process() -> ProcessPoolExecutor:
+    """A pool of one process."""
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
 
 
 def _end_with_parent() -> None:
+    """In a process of the pool: end it when its parent ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,4 +1,7 @@
-"""One capture in, one validated textured mesh out."""
+"""The flow `reconstruct`: one capture in, one validated textured mesh out.
+
+Workers and `capture2mesh reconstruct` run the flow; the processes of a batch call its parts, `prepare` and `finish`.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,22 @@ from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict
 
 from flows.events import emit_published, failure_emitted
-from flows.infer import deployed_engine, infer_here, infer_there
+from flows.infer import chosen_engine, infer_here, infer_there
 from tasks.artifacts import public_url, show_capture, show_report
 from tasks.capture.capture_checks import CaptureReport
-from tasks.capture.listing import Listing, list_capture, upload_key
+from tasks.capture.listing import Listing, list_capture
 from tasks.capture.stage_capture import Capture, stage_capture
 from tasks.capture.validate_capture import validate_capture
+from tasks.dataset.upload import Upload
 from tasks.errors import CaptureRefused, MeshRejected
 from tasks.inference.reconstruction import Reconstruction
-from tasks.inference.registry import ENGINES, EngineChoice, resolve_engine, weights_for
+from tasks.inference.registry import ENGINES, EngineChoice, weights_for
 from tasks.mesh.convert import convert_formats
 from tasks.mesh.export import export_glb
 from tasks.mesh.publish import Published, Results, publish, run_key
 from tasks.mesh.validate import PREVIEW_SHEET, validate_mesh
-from tasks.progress import Timings, in_flow, observed_by, timed
+from tasks.progress import Timings, in_flow, observed_by
 from tasks.settings import EngineName, Parameters, settings
-from tasks.store.claims import failures_recorded
 from tasks.store.location import Location
 from tasks.store.results import store
 from tasks.weights.pins import Weights
@@ -41,10 +44,15 @@ class Prepared(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     capture: Capture
+    """The staged capture."""
     examined: CaptureReport
+    """The result of its checks."""
     engine: EngineChoice
+    """The engine to run."""
     weights: Weights | None
-    upload_key: str
+    """The weights that the engine loads for it; None if the engine has none."""
+    upload: Upload
+    """The upload that it was made from, and where its asset goes."""
 
 
 @flow(name="reconstruct", flow_run_name=_run_name)
@@ -62,23 +70,19 @@ def reconstruct(
         capture: Folder or URL of the capture, for example s3://captures/mug
         output: Folder or URL below which the asset is published, for example s3://assets
         engine: auto takes the best one that can run; fusion needs depth maps and cameras, trellis a GPU
-        parameters: What changes the result; the defaults are good
+        parameters: Parameters of the result; the defaults suit most captures
         root: Folder or URL above the capture; the asset is published at the capture's path below it. Empty: its parent
-        upload: Key of the upload that the run is for; where another one has replaced it, that one has a run of its own
+        upload: Key of the upload that the run is for; if another one has replaced it, that one has a run of its own
     """
     deployment = settings().infer_deployment
-    choice = deployed_engine(deployment, engine) if deployment else resolve_engine(engine)
+    choice = chosen_engine(engine, deployment)
     timings = Timings()
     listing = list_capture(capture, root)
-    key = upload_key(listing, choice.name, parameters)
-    if upload not in ("", key):
+    current = Upload.of(listing, output, choice.name, parameters)
+    if upload not in ("", current.key):
         return Completed(name="Replaced", message=f"{listing.uri} has been uploaded anew since this run was asked for")
-    with (
-        observed_by(timings),
-        failure_emitted(listing.id, listing.uri),
-        failures_recorded(output, key, listing.uri),
-    ):
-        prepared = prepare(listing, choice, key)
+    with observed_by(timings), failure_emitted(current), current.recorded():
+        prepared = prepare(listing, choice, current)
         with prepared.capture.in_scratch():
             show_capture(listing.id, prepared.examined)
             if deployment:
@@ -87,13 +91,13 @@ def reconstruct(
                 )
             else:
                 reconstruction = infer_here(prepared.capture, choice, parameters.infer, prepared.weights)
-            published = finish(prepared, reconstruction, parameters, output, timings)
-    emit_published(listing.id, listing.uri, published)
+            published = finish(prepared, reconstruction, parameters, timings)
+    emit_published(current, published)
     return published
 
 
-def prepare(listing: Listing, engine: EngineChoice, key: str) -> Prepared:
-    """Stage and validate a capture; raises CaptureRefused where it lacks what the engine needs."""
+def prepare(listing: Listing, engine: EngineChoice, upload: Upload) -> Prepared:
+    """Stage and validate a capture; raises CaptureRefused if it lacks what the engine needs."""
     staged = stage_capture(listing)
     try:
         examined = validate_capture(staged, ENGINES[engine.name].needs)
@@ -101,14 +105,12 @@ def prepare(listing: Listing, engine: EngineChoice, key: str) -> Prepared:
         staged.leave_scratch()
         raise
     weights = weights_for(engine, examined)
-    return Prepared(capture=staged, examined=examined, engine=engine, weights=weights, upload_key=key)
+    return Prepared(capture=staged, examined=examined, engine=engine, weights=weights, upload=upload)
 
 
-def finish(
-    prepared: Prepared, reconstruction: Reconstruction, parameters: Parameters, output: str, timings: Timings
-) -> Published:
+def finish(prepared: Prepared, reconstruction: Reconstruction, parameters: Parameters, timings: Timings) -> Published:
     """Export, convert, validate and publish; raises MeshRejected, once it is published, for a mesh below the floor."""
-    capture = prepared.capture
+    capture, upload = prepared.capture, prepared.upload
     mesh = export_glb(reconstruction, capture, parameters.export)
     formats = convert_formats(mesh, reconstruction, parameters.formats)
     checked = validate_mesh(mesh, capture, parameters.limits)
@@ -122,13 +124,10 @@ def finish(
         mesh_report=checked,
     )
     report = results.report(parameters, tuple(timings.stages))
-    with timed("publish"):
-        publishing = publish if in_flow() else publish.fn
-        key = run_key(reconstruction, capture, parameters)
-        folder = publishing(results, report, output, key, prepared.upload_key)
+    folder = publish(results, report, upload.output, run_key(reconstruction, capture, parameters), upload.key)
     published = Published(url=folder, report=report.model_copy(update={"stages": tuple(timings.stages)}))
     if in_flow():
-        show_report(published.report, folder, public_url(folder, output), store().read(checked, PREVIEW_SHEET))
+        show_report(published.report, folder, public_url(folder, upload.output), store().read(checked, PREVIEW_SHEET))
     if report.status == "failure":
         raise MeshRejected(f"{capture.id}: the mesh is below the floor, see {folder}/report.json", published)
     return published

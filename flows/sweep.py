@@ -1,4 +1,7 @@
-"""The sweep: what lies complete in a bucket and is not published yet is submitted, whatever became of notifications."""
+"""The flow `sweep`: submits the complete uploads of a bucket that are not published yet, notified or not.
+
+A schedule runs it every minute; `capture2mesh sweep` runs it once.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ from prefect.artifacts import create_table_artifact
 from flows.uploads.submit import Submission, Submitter
 from tasks.artifacts import artifact_key
 from tasks.capture.completeness import StorageState
-from tasks.capture.listing import Listing, list_captures, upload_key
+from tasks.capture.listing import Listing, list_captures
 from tasks.errors import ServerUnavailable
 from tasks.settings import EngineName, Parameters, settings
 from tasks.store.location import Location
 
 PARALLEL = 16
-TOO_LONG = timedelta(hours=1)  # without becoming complete
+TOO_LONG = timedelta(hours=1)  # an upload that is incomplete for longer is shown
 ROWS_SHOWN = 500  # the table lies in Prefect's database
 
 
@@ -31,57 +34,57 @@ def _run_name() -> str:
 def sweep(
     watched: str = "", output: str = "", engine: EngineName = "auto", parameters: Parameters = Parameters()
 ) -> dict[str, int]:
-    """Submit what has been uploaded and is not published; gives how many captures are in which state.
+    """Submit the uploads that are complete and not published; gives the number of captures in each state.
 
     Args:
         watched: Folder or URL above the captures; empty: CAPTURE2MESH_WATCHED of the worker
         output: Folder or URL below which the assets are published; empty: CAPTURE2MESH_OUTPUT of the worker
-        engine: auto takes what is set in the deployment infer/cuda
-        parameters: What changes the results; notifications are answered with the defaults
+        engine: auto takes the setting of the deployment infer/cuda
+        parameters: Parameters of the results; notifications use the defaults
     """
     watched, output = watched or settings().watched, output or settings().output
     if not watched:
         get_run_logger().warning("nothing is watched: set CAPTURE2MESH_WATCHED and CAPTURE2MESH_OUTPUT of the workers")
         return {}
     submitter = Submitter(watched, output, engine, parameters, root=_root(watched))
-    # in this order: what ends or begins meanwhile is then seen as not done yet
+    # in this order, an upload that ends or begins meanwhile is seen as not complete yet
     state = StorageState.of(submitter.watched)
-    captures = _captures(submitter)
-    submissions = submit_all(submitter, captures, state)
+    listings = _listings(submitter)
+    submissions = submit_all(submitter, listings, state)
     _show(submitter.watched.name, submissions, state.now)
     return dict(Counter(each.state for each in submissions))
 
 
-def submit_all(submitter: Submitter, captures: Sequence[Listing], state: StorageState) -> list[Submission]:
-    """Submit what is pending of some captures, but for what is submitted already."""
-    if not captures:
+def submit_all(submitter: Submitter, listings: Sequence[Listing], state: StorageState) -> list[Submission]:
+    """Submit each of these captures, unless it is submitted already or there is nothing to do."""
+    if not listings:
         return []
-    engine = submitter.engine()
     runs = submitter.unended()
     submitted = {str(run.idempotency_key).rpartition("/")[0] for run in runs}
     at_work = {run.parameters.get("capture") for run in runs}
 
     def one(listing: Listing) -> Submission:
-        if upload_key(listing, engine.name, submitter.parameters) in submitted:
-            return Submission(id=listing.id, uri=listing.uri, state="submitted", uploaded_at=listing.uploaded_at)
         try:
+            if submitter.upload(listing).key in submitted:
+                return Submission(id=listing.id, uri=listing.uri, state="submitted", uploaded_at=listing.uploaded_at)
             found = submitter.submit_listed(listing, state)
-        except ServerUnavailable as error:  # the others need not wait for the next sweep
+        except ServerUnavailable as error:  # the other captures need not wait for the next sweep
             found = Submission(id=listing.id, uri=listing.uri, state="waiting", reason=str(error))
         return found.model_copy(update={"changed": listing.uri in at_work and found.state != "published"})
 
     with ThreadPoolExecutor(PARALLEL) as pool:
-        return list(pool.map(one, captures))
+        return list(pool.map(one, listings))
 
 
 def _root(watched: str) -> str:
-    """What ids are relative to: all that is watched, where only a part of that is swept."""
+    """The root that ids are relative to: all that is watched, if only a part of it is swept."""
     whole = settings().watched
     below = whole and f"{Location.of(watched).url}/".startswith(f"{Location.of(whole).url}/")
     return whole if below else watched
 
 
-def _captures(submitter: Submitter) -> list[Listing]:
+def _listings(submitter: Submitter) -> list[Listing]:
+    """The captures in the folder that is swept, with ids relative to the root."""
     part = submitter.watched.url[len(submitter.root.url) + 1 :]
     found = list_captures(submitter.watched.url)
     if not part:
@@ -90,7 +93,7 @@ def _captures(submitter: Submitter) -> list[Listing]:
 
 
 def _show(watched: str, submissions: Sequence[Submission], now: datetime) -> None:
-    """A table of all that somebody may want to look at, as an artifact."""
+    """An artifact with a table of the captures that a person may want to look at."""
     rows = [
         {
             "capture": each.id,

@@ -1,6 +1,7 @@
-"""What a Prefect server has to know of this project: automations, pools with their queues, deployments. Again is once.
+"""Set up a Prefect server for this project: automations, pools with their queues, deployments.
 
-`python infra/deploy.py` applies it to the server that PREFECT_API_URL names; compose.yaml and kubernetes/ do.
+`python infra/deploy.py` applies it to the server that PREFECT_API_URL names; compose.yaml, kubernetes/ and
+infra/stack.py use it. Repeating it changes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ AUTOMATIONS = ROOT / "infra" / "automations.json"
 TEMPLATES = {"cuda": ROOT / "infra" / "cuda-pool.json"}  # of pools of type process
 POOLS = ("cpu", "cuda")
 HANDED_OVER = ("infer/cuda", "batch/cuda")
-QUEUES = {"interactive": 1, "default": 2}  # priorities: the lower goes first
+QUEUES = {"interactive": 1, "default": 2}  # priorities: the lowest number goes first
 BUSY_SECONDS, POLL_SECONDS, TIMEOUT_SECONDS = 60, 1.0, 30
 
 
@@ -33,7 +34,7 @@ class Server:
         self.api = httpx.Client(base_url=url, auth=(user, password) if auth else None, timeout=TIMEOUT_SECONDS)
 
     def request(self, method: str, path: str, body: Any = None) -> httpx.Response:
-        """Ask, again while it is busy; a conflict (it is there already) is an answer."""
+        """Send a request, again while the server is busy; a conflict (it exists already) is returned, not raised."""
         deadline = time.monotonic() + BUSY_SECONDS
         answer = self.api.request(method, path, json=body)
         while answer.status_code == httpx.codes.SERVICE_UNAVAILABLE and time.monotonic() < deadline:
@@ -42,7 +43,7 @@ class Server:
         return answer if answer.status_code == httpx.codes.CONFLICT else answer.raise_for_status()
 
     def make_automations(self) -> None:
-        """Make those that are not there; what an operator has changed or switched off since stays."""
+        """Make the automations that do not exist; existing ones stay as an operator has set them."""
         automations = json.loads(AUTOMATIONS.read_text())
         known = {each["name"] for each in self.request("POST", "/automations/filter", {}).json()}
         for automation in automations:
@@ -50,9 +51,9 @@ class Server:
                 self.request("POST", "/automations/", automation)
 
     def make_pool(self, name: str, pool_type: str, limit: int | None = None) -> None:
-        """Make a pool with its queues; a higher limit that an operator has set since, for other machines, stays.
+        """Make a pool with its queues; a higher limit that an operator has set, for other machines, stays.
 
-        One of type kubernetes has its template from the worker's chart.
+        A pool of type kubernetes gets its template from the worker's chart.
         """
         path = TEMPLATES.get(name) if pool_type == "process" else None
         changes: dict[str, Any] = {"base_job_template": json.loads(path.read_text())} if path else {}
@@ -67,14 +68,14 @@ class Server:
             self.request("POST", f"/work_pools/{name}/queues", {"name": queue, "priority": priority})
 
     def make_limit(self, name: str, slots: int) -> None:
-        """Make a global concurrency limit, or raise it; a higher one that an operator has set stays."""
+        """Make a global concurrency limit, or raise it; a higher limit that an operator has set stays."""
         made = self.request("POST", "/v2/concurrency_limits/", {"name": name, "limit": slots})
         path = f"/v2/concurrency_limits/{name}"
         if made.status_code == httpx.codes.CONFLICT and self.request("GET", path).json()["limit"] < slots:
             self.request("PATCH", path, {"limit": slots})
 
     def set_engine(self, engine: str) -> None:
-        """Set what `auto` means to those who hand work over to the pool `cuda`."""
+        """Set the engine that `auto` means for work that is handed over to the pool `cuda`."""
         for name in HANDED_OVER:
             deployment = self.request("GET", f"/deployments/name/{name}").json()
             parameters = {**deployment["parameters"], "engine": engine}
@@ -82,7 +83,7 @@ class Server:
 
 
 def main() -> None:
-    """Apply all of it; exits with the status of `prefect deploy` where that fails."""
+    """Apply all of it; exits with the status of `prefect deploy` if that fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pools", choices=("process", "kubernetes"), default="process", help="their type")
     parser.add_argument("--auto", choices=("fusion", "trellis"), default="fusion", help="what the pool cuda runs")

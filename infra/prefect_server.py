@@ -1,9 +1,9 @@
-"""Prefect's server with garbage collected beside its event loop: `python -m infra.prefect_server server start ...`.
+"""Prefect's server with a garbage collector of its own: `python -m infra.prefect_server server start ...`.
 
-On SQLite the server stands still for a minute otherwise, now and then (seen with Prefect 3.8.8). A statement that
-failed leaves its cursor in a reference cycle. To collect it, its connection is locked, which another thread has locked
-for as long as it waits for the lock to write: up to 60 s. If it is the event loop that collects, then the
-transaction that has the lock cannot end, and all wait until that time is over.
+infra/stack.py uses it instead of `prefect`. On SQLite, Prefect 3.8.8 stands still for up to a
+minute now and then. The reason: a statement that failed leaves its cursor in a reference cycle. The garbage collector
+needs the lock of the cursor's connection, and another thread holds it while it waits (up to 60 s) for permission to
+write. If the collector runs in the event loop, the transaction that blocks the other thread cannot end either.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import time
 from itertools import count
 
 PAUSE_SECONDS = 1.0
-ALL_EVERY = 60  # collections; those between leave out what is old
+ALL_EVERY = 60  # every 60th collection covers all objects, the others only the newer ones
 
 
 def collect_elsewhere(pause: float = PAUSE_SECONDS) -> None:
-    """From now on only a thread of its own collects garbage."""
+    """Collect garbage only in a thread of its own from now on."""
     gc.disable()
 
     def collect() -> None:

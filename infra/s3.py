@@ -1,4 +1,7 @@
-"""The stack's S3 server: SeaweedFS with its buckets, a key for each purpose, and whom it tells of what is written."""
+"""The stack's S3 server: SeaweedFS with its buckets, one key for each purpose, and notifications of new objects.
+
+Used by infra/stack.py and by the tests.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +31,20 @@ PORT_OPTIONS = [
 
 
 class S3Server:
-    """What starts the server, and what speaks to it. Its folder has data and keys; all of it survives a restart."""
+    """How the server is started and used. Its folder holds data and keys, and survives a restart."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder, self.port = folder, port
         self.url, self.keys = f"http://{HOST}:{port}", folder / "keys.json"
 
     def prepare(self) -> None:
-        """Make the folder and the keys, the first time."""
+        """Make the folder and the keys if they do not exist."""
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
         if not self.keys.exists():
             write_private(self.keys, json.dumps(new_identities(), indent=1))
 
     def command(self, notifies: bool) -> list[str]:
-        """What starts it; every port explicitly, since a busy default silently moves."""
+        """The command that starts it. Every port is explicit, because a default that is taken changes silently."""
         options = {
             "dir": "data",
             "ip": HOST,
@@ -63,17 +66,17 @@ class S3Server:
         return [weed, *config, "mini", *(f"-{name}={value}" for name, value in options.items())]
 
     def env(self, receiver: str) -> dict[str, str]:
-        """Of its process. receiver: URL that its notifications go to."""
+        """Environment of its process; `receiver` is the URL that it notifies."""
         webhook = {"ENDPOINT": f"{receiver}/notify", "BEARER_TOKEN": self.token}
         return {"GOMEMLIMIT": "300MiB"} | {f"WEED_NOTIFICATION_WEBHOOK_{name}": text for name, text in webhook.items()}
 
     def has_buckets(self) -> bool:
-        """It is healthy before they are there."""
+        """True if all buckets exist; the server reports that it is healthy before that."""
         client = self.client("worker")
         return all(client.exists(bucket) for bucket in BUCKETS)
 
     def upload_once(self, folder: Path, capture: str) -> None:
-        """Upload a capture at the first start; whoever removes it does not get it back."""
+        """Upload a capture at the first start only: it does not come back after someone has removed it."""
         uploaded = self.folder / "sample-uploaded"
         if uploaded.exists():
             return
@@ -81,33 +84,34 @@ class S3Server:
         uploaded.touch()
 
     def upload(self, folder: Path, capture: str) -> None:
-        """Upload a capture, the files in the order of their names."""
+        """Upload a capture, its files sorted by name."""
         uploader = self.client("uploader")
         for path in sorted(filter(Path.is_file, folder.rglob("*"))):
             uploader.pipe_file(f"captures/{capture}/{path.relative_to(folder).as_posix()}", path.read_bytes())
 
     @cached_property
     def token(self) -> str:
-        """Of notifications; made at the first start."""
+        """The secret that notifications carry; made at the first start."""
         path = self.folder / "receive-token"
         if not path.exists():
             write_private(path, secrets.token_urlsafe(32))
         return path.read_text()
 
     def key_of(self, identity: str) -> tuple[str, str]:
-        """Key and secret of an identity."""
+        """Access key and secret of an identity."""
         identities = {each["name"]: each for each in json.loads(self.keys.read_text())["identities"]}
         (key,) = identities[identity]["credentials"]
         return key["accessKey"], key["secretKey"]
 
     def client(self, identity: str) -> fsspec.AbstractFileSystem:
+        """A file system with the keys of an identity."""
         key, secret = self.key_of(identity)
         client = {"endpoint_url": self.url, "region_name": REGION}
         return fsspec.filesystem("s3", key=key, secret=secret, client_kwargs=client, use_listings_cache=False)
 
 
 def new_identities() -> dict[str, Any]:
-    """The server's identities with new keys; whoever has none may read what is published."""
+    """The server's identities with new keys; a client without a key may read the published assets."""
     identities = [
         {
             "name": name,
@@ -120,7 +124,7 @@ def new_identities() -> dict[str, Any]:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file, whole or not at all, that only its owner can read."""
+    """Write a file that only its owner can read, completely or not at all."""
     temporary = path.with_suffix(".new")
     temporary.touch(mode=0o600)
     temporary.write_text(text)
@@ -128,7 +132,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody has."""
+    """Ports of the loopback interface that no program uses."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(closing(socket.socket())) for _ in range(count)]
         for each in sockets:

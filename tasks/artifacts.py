@@ -1,9 +1,13 @@
-"""What a run shows in the Prefect UI: the views of a capture, the report with its pictures, the mesh."""
+"""Artifacts of a run in the Prefect UI: the views of a capture, the report with its pictures, the mesh.
+
+Called by the flows, and by tasks/dataset for the keys and links of its own artifacts.
+"""
 
 from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -16,9 +20,11 @@ from tasks.settings import settings
 from tasks.store.location import Location
 from tasks.store.results import store
 
+SHOWN_ROWS = 200  # of a dataset; they lie in Prefect's database
+
 
 def show_capture(name: str, report: CaptureReport) -> None:
-    """Artifacts of the flow run: a table with one row a view, and the contact sheet."""
+    """Show a table with one row for each view, and the contact sheet, in the current flow run."""
     create_table_artifact(
         key=artifact_key("capture", name),
         description=f"Views of **{name}**: {len(report.views)}, warnings: {len(report.warnings)}",
@@ -34,7 +40,10 @@ def show_capture(name: str, report: CaptureReport) -> None:
 
 
 def show_report(report: Report, folder: str, url: str | None, previews: bytes) -> None:
-    """Artifacts of the flow run: the report with previews and checks, and a link to the GLB where one works."""
+    """Show the report with previews and checks in the current flow run, and a link to the GLB if there is a URL.
+
+    previews: a JPEG.
+    """
     name = report.capture.id
     create_markdown_artifact(
         key=artifact_key("report", name),
@@ -47,8 +56,55 @@ def show_report(report: Report, folder: str, url: str | None, previews: bytes) -
         )
 
 
+def show_plan(dataset: str, counts: Mapping[str, int], rows: Sequence[Mapping[str, Any]]) -> None:
+    """An artifact of the flow run: a table of a dataset's captures that are not published, `rows`."""
+    states = ", ".join(f"{count} {state}" for state, count in counts.items())
+    shown = f"; the first {SHOWN_ROWS}" if len(rows) > SHOWN_ROWS else ""
+    create_table_artifact(
+        key=artifact_key("plan", Location.of(dataset).name),
+        description=f"Plan of **{dataset}**: {states}{shown}",
+        table=[dict(row) for row in rows[:SHOWN_ROWS]],
+    )
+
+
+def show_dataset(
+    name: str,
+    counts: Mapping[str, int],
+    reconstructed: int,
+    wrong: Sequence[tuple[str, str, str]],
+    folder: str,
+    url: str | None,
+) -> None:
+    """Artifacts of the flow run: the counts and what went wrong, and a link to the dataset's page if it has a URL.
+
+    wrong: id, state and reason of the captures that went wrong. folder, url: of the dataset report.
+    """
+    states = "\n".join(f"| {state} | {count:,} |" for state, count in counts.items())
+    reasons = "\n".join(
+        f"- **{capture_id}** ({state}): {reason.partition(chr(10))[0]}"
+        for capture_id, state, reason in wrong[:SHOWN_ROWS]
+    )
+    create_markdown_artifact(
+        key=artifact_key("dataset", name),
+        description=f"{name}: {reconstructed} reconstructed",
+        markdown=f"""# {name}
+
+| state | captures |
+|---|---|
+{states}
+
+{reasons}
+
+Report: `{folder}/index.html`
+""",
+    )
+    if url is not None:
+        link = f"{url}/index.html"
+        create_link_artifact(key=artifact_key("gallery", name), link=link, link_text=f"{name}: gallery and table")
+
+
 def markdown_of(report: Report, folder: str, url: str | None, previews: bytes) -> str:
-    """The report as a page for people."""
+    """Write the report as a Markdown page."""
     mesh = report.mesh
     extent = " x ".join(f"{length:.3f}" for length in mesh.extent_m)
     seen = "" if mesh.texture_coverage is None else f" ({mesh.texture_coverage:.0%} seen by a view)"
@@ -87,7 +143,10 @@ Exported by {mesh.exporter}, decimated by {mesh.decimated_by}.
 
 
 def public_url(folder: str, output: str) -> str | None:
-    """Where readers find a published folder: the public URL and the key in the bucket, or the path below `output`."""
+    """The URL of a published folder for readers; None without CAPTURE2MESH_PUBLIC_URL.
+
+    It is the public URL, and the key in the bucket or the path below a local `output`.
+    """
     base = settings().public_url.rstrip("/")
     if not base:
         return None
@@ -97,7 +156,7 @@ def public_url(folder: str, output: str) -> str | None:
 
 
 def artifact_key(kind: str, name: str) -> str:
-    """A key as Prefect allows them: lowercase letters, digits and dashes."""
+    """Make an artifact's key as Prefect allows it: lowercase letters, digits and dashes."""
     return f"{kind}-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}".rstrip("-")
 
 

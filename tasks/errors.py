@@ -1,28 +1,37 @@
-"""What can go wrong, as one small hierarchy: the message says what, where, and what to do."""
+"""The errors of this project. A message says what is wrong, where, and what to do.
+
+Used in all packages. The class decides about retries, the exit code, and what counts as the capture's fault.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 
 class PublishedAsset(Protocol):
-    """What has been published, and the URL of its folder."""
+    """A published asset, as far as an error needs to know it."""
 
     @property
-    def url(self) -> str: ...
+    def url(self) -> str:
+        """URL of its folder."""
+        ...
 
 
 class Problem(BaseModel):
-    """One thing that is wrong with an input: where it is (a file, a view), what it is, and what to do."""
+    """One thing that is wrong with an input."""
 
     model_config = ConfigDict(frozen=True)
 
     where: str
+    """The file or the view."""
     what: str
+    """The fault."""
     todo: str
+    """How to correct it."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}; {self.todo}"
@@ -33,11 +42,11 @@ class Capture2MeshError(Exception):
 
 
 class InputError(Capture2MeshError):
-    """What was asked for cannot be done as it is: the caller has to change something. Never retried."""
+    """The input or the request has to be changed. Never retried."""
 
 
 class CaptureRefused(InputError):
-    """A capture that lacks what the engine needs, with every problem found."""
+    """The capture does not have what the engine needs; carries every problem that was found."""
 
     def __init__(self, capture: str, problems: Sequence[Problem]) -> None:
         self.capture = capture
@@ -50,23 +59,23 @@ class CaptureRefused(InputError):
 
 
 class CaptureReplaced(InputError):
-    """A capture that is uploaded anew while a run reads it: what it has read may be half of each."""
+    """The capture was uploaded again while a run read it; the run may have read files of both uploads."""
 
 
 class EngineUnavailable(InputError):
-    """The engine that was asked for cannot run on this machine."""
+    """The requested engine cannot run on this machine."""
 
 
 class WeightsMissing(InputError):
-    """The weights are not on this machine, and it may not fetch them."""
+    """The weights are not on this machine, and it may not download them."""
 
 
 class WeightsCorrupt(InputError):
-    """Weights whose content is not what is pinned."""
+    """The content of a weights file differs from its pin."""
 
 
 class WeightsUnavailable(Capture2MeshError):
-    """The weights could not be fetched, whatever the capture that wants them."""
+    """The weights could not be downloaded; this does not depend on the capture."""
 
 
 class StorageError(Capture2MeshError):
@@ -74,27 +83,27 @@ class StorageError(Capture2MeshError):
 
 
 class StorageUnavailable(StorageError):
-    """A network or server fault of the storage: worth another try."""
+    """A network or server fault of the storage; another try may succeed."""
 
 
 class ServerUnavailable(Capture2MeshError):
-    """Prefect's API does not answer: worth another try."""
+    """Prefect's API does not answer; another try may succeed."""
 
 
 class InferenceFailed(Capture2MeshError):
-    """The engine ran and gave no usable geometry."""
+    """The engine ran but gave no usable geometry."""
 
 
 class EmptyResult(InferenceFailed):
-    """The model ran and gave nothing usable; it would again."""
+    """The model ran but gave nothing usable; another try would give the same."""
 
 
 class InferenceInterrupted(Capture2MeshError):
-    """The inference could not end for a reason that passes: worth another try."""
+    """The inference was interrupted for a reason that passes; another try may succeed."""
 
 
 class OutOfMemory(InferenceInterrupted):
-    """The GPU has too little free memory. needed_gib, free_gib: None where nothing says it."""
+    """The GPU has too little free memory. needed_gib, free_gib: in GiB, None if unknown."""
 
     def __init__(self, message: str, needed_gib: float | None = None, free_gib: float | None = None) -> None:
         super().__init__(message, needed_gib, free_gib)
@@ -105,19 +114,19 @@ class OutOfMemory(InferenceInterrupted):
 
 
 class DeviceLost(InferenceInterrupted):
-    """The GPU or the model's process is gone; the next inference starts a new one."""
+    """The GPU or the model's process is gone; the next inference starts a new process."""
 
 
 class InferenceTimeout(InferenceInterrupted):
-    """The model's process took longer than it may and was ended."""
+    """The model's process exceeded its time limit and was ended."""
 
 
 class ExportFailed(Capture2MeshError):
-    """The geometry could not be turned into a textured mesh."""
+    """The geometry could not be made into a textured mesh."""
 
 
 class MeshRejected(Capture2MeshError):
-    """A mesh below the floor: published for inspection (`published` says where), and the run fails."""
+    """The mesh is below the floor: it is published for inspection (`published`), and the run fails."""
 
     def __init__(self, message: str, published: PublishedAsset) -> None:
         super().__init__(message, published)
@@ -125,3 +134,28 @@ class MeshRejected(Capture2MeshError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+@contextmanager
+def storage_errors(where: str) -> Iterator[None]:
+    """Raise the faults of a storage as StorageError, or as StorageUnavailable if another try may succeed.
+
+    where: path or URL for the message. FileNotFoundError and FileExistsError pass: they are answers, not faults.
+    """
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except PermissionError as error:
+        raise StorageError(f"{where}: access denied ({error}); check the permissions or the AWS_* keys") from error
+    except OSError as error:
+        if where.startswith("/"):
+            raise StorageError(f"{where}: {error}; check the disk") from error
+        raise StorageUnavailable(f"{where}: {error}; check the network and the endpoint") from error
+    except Exception as error:
+        # botocore and aiohttp have no common base class with OSError; everything else is a fault of ours
+        module = type(error).__module__.partition(".")[0]
+        if module not in ("botocore", "aiobotocore", "aiohttp"):
+            raise
+        kind = StorageError if "Credentials" in type(error).__name__ else StorageUnavailable
+        raise kind(f"{where}: {error}; check the endpoint and the AWS_* keys") from error

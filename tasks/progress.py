@@ -1,4 +1,7 @@
-"""How far the stages of a run have come, and how long they took: for terminals, reports and the Prefect UI."""
+"""Progress and timing of the stages of a run: for terminals, reports and the Prefect UI.
+
+Steps and stages report it (tasks/stage.py and the functions of long stages); flows and the command line observe it.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +16,32 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext
 from pydantic import BaseModel
 
-# each update is a request to the server
 PROGRESS_SECONDS = 0.5
+"""Least time between two updates of a progress artifact: each is a request to the server."""
 
 
 class StageTiming(BaseModel):
-    """How long a stage took in one run, in seconds, and whether its result was there already."""
+    """Duration of a stage in one run."""
 
     name: str
+    """Name of the stage."""
     seconds: float
+    """From its start to its end."""
     cached: bool
+    """True if its result was there already."""
 
 
 class Observer(Protocol):
-    """Who wants to hear of the stages of a run."""
+    """Is told of the stages of a run."""
 
-    def started(self, name: str) -> None: ...
-    def progressed(self, name: str, fraction: float, note: str) -> None: ...
-    def finished(self, timing: StageTiming) -> None: ...
+    def started(self, name: str) -> None:
+        """A stage begins."""
+
+    def progressed(self, name: str, fraction: float, note: str) -> None:
+        """A stage has done this fraction of its work, 0 to 1."""
+
+    def finished(self, timing: StageTiming) -> None:
+        """A stage has ended without an error."""
 
 
 _observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
@@ -38,7 +49,7 @@ _observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=(
 
 @contextmanager
 def observed_by(observer: Observer) -> Iterator[None]:
-    """Within the block, `observer` hears of every stage."""
+    """Tell `observer` of every stage within the block."""
     token = _observers.set((*_observers.get(), observer))
     try:
         yield
@@ -47,13 +58,13 @@ def observed_by(observer: Observer) -> Iterator[None]:
 
 
 def report_progress(name: str, fraction: float, note: str = "") -> None:
-    """Tell the observers that a stage has come this far, 0 to 1."""
+    """Tell the observers that a stage has done this fraction of its work, 0 to 1."""
     for observer in _observers.get():
         observer.progressed(name, fraction, note)
 
 
 class Timings:
-    """An observer that keeps what the report says of the stages; `earlier` are those that ran elsewhere."""
+    """An observer that keeps the timings for the report. earlier: of stages that ran in another process."""
 
     def __init__(self, earlier: Sequence[StageTiming] = ()) -> None:
         self.stages = list(earlier)
@@ -72,7 +83,7 @@ class Timings:
 
 @contextmanager
 def timed(name: str) -> Iterator[Callable[[], None]]:
-    """Tell the observers of a stage from its start to its end; call what it gives when the result was there already."""
+    """Tell the observers of a stage's start and end. Gives a function to call if the result was there already."""
     hits: list[bool] = []
     for observer in _observers.get():
         observer.started(name)
@@ -84,20 +95,22 @@ def timed(name: str) -> Iterator[Callable[[], None]]:
 
 
 def in_flow() -> bool:
-    """Whether a Prefect flow runs here."""
+    """Return whether this thread runs a Prefect flow, so that tasks and artifacts can belong to its run."""
     return FlowRunContext.get() is not None
 
 
 class Progress(Protocol):
-    """Moves a progress display: 0 to 1, and what a terminal says beside it."""
+    """Moves a progress display: a fraction from 0 to 1, and a note that a terminal shows beside it."""
 
     def __call__(self, fraction: float, note: str = "") -> None: ...
 
 
 @contextmanager
 def progress_artifact(stage: str) -> Iterator[Progress]:
-    """A progress artifact of the running task or flow, moved by the function it gives (0 to 1, and a note for who sees
-    the terminal); observers hear of it too."""
+    """Show a progress artifact in the running task or flow; the function that it gives moves it.
+
+    Observers are told too. Outside of a flow only they are.
+    """
     key = stage.replace("_", "-")
     artifact = cast(UUID, create_progress_artifact(0.0, key=key, description=stage)) if in_flow() else None
     shown_at = time.monotonic()

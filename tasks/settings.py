@@ -1,4 +1,7 @@
-"""Every setting in one place: what a run is asked for (`Parameters`) and where it runs (`Settings`)."""
+"""All settings: `Parameters` change the result of a run, `Settings` say where and how a process works.
+
+Read by all packages; the flows take `Parameters` as an argument.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ class FusionParameters(_Parameters):
         title="Voxels along the longest side",
         ge=32,
         le=1024,
-        description="At most; bounds memory and time. 32 to 1024.",
+        description="At most; limits memory and time. 32 to 1024.",
     )
     subject: Literal["auto", "object", "surface"] = Field(
         "auto",
@@ -51,7 +54,7 @@ class FusionParameters(_Parameters):
 
 
 class TrellisParameters(_Parameters):
-    """Used by trellis only. More guidance s follows the views more closely: (1 + s) * with - s * without them."""
+    """Used by trellis only. A larger guidance s follows the views more closely: (1 + s) * with - s * without them."""
 
     ss_steps: int = Field(
         30,
@@ -70,15 +73,15 @@ class TrellisParameters(_Parameters):
     )
     slat_cfg: float = Field(3.0, title="Guidance: latents", ge=0, description="Of the second stage. 0: none.")
     max_views: int = Field(
-        16, title="Views at most", ge=1, le=64, description="Evenly spread over the capture; more need GPU memory."
+        16, title="Views at most", ge=1, le=64, description="Evenly spread over the capture; more need more GPU memory."
     )
 
 
 class InferParameters(_Parameters):
-    """How the engine turns the views into geometry."""
+    """Parameters of the engine, which makes geometry of the views."""
 
     seed: int = Field(
-        42, title="Seed", ge=0, description="Another seed, another result of trellis; fusion does not use it."
+        42, title="Seed", ge=0, description="Another seed gives another result of trellis; fusion does not use it."
     )
     views: int | None = Field(
         None, title="Views used at most", ge=1, description="Evenly spread over the capture. None: all."
@@ -88,7 +91,7 @@ class InferParameters(_Parameters):
 
 
 class ExportParameters(_Parameters):
-    """How the reconstruction becomes a textured GLB."""
+    """Parameters of the textured GLB."""
 
     faces: int = Field(
         20_000,
@@ -100,7 +103,7 @@ class ExportParameters(_Parameters):
     texture_px: Literal[256, 512, 1024, 2048, 4096] = Field(
         1024, title="Texture size (pixels)", description="Its width and its height."
     )
-    # one Literal, not a union of two: the run form shows a union as two free texts
+    # one Literal, not a union of two: the run form shows a union as two free text fields
     exporter: Literal["auto", "native", "to_glb"] = Field(
         "auto", title="Exporter", description="auto: native for fusion, upstream's to_glb for trellis."
     )
@@ -114,7 +117,7 @@ class ExportParameters(_Parameters):
 
 
 class Limits(_Parameters):
-    """What the mesh has to reach. Below a floor the run fails; beyond the others it completes with a warning."""
+    """Limits of the checks. A mesh that fails a floor makes the run fail; the other limits only give a warning."""
 
     min_glb_bytes: int = Field(1024, title="Floor: bytes of the GLB", ge=1, description="At least.")
     min_vertices: int = Field(1000, title="Floor: vertices", ge=1, description="At least.")
@@ -123,14 +126,14 @@ class Limits(_Parameters):
         title="Floor: share of captured points near the mesh",
         ge=0,
         le=1,
-        description="At least, where there is depth. 0 to 1.",
+        description="At least; checked if there is depth. 0 to 1.",
     )
     captured_distance: float = Field(
         0.05,
         title="Near, as a share of the diagonal",
         gt=0,
         le=1,
-        description="How close to the mesh a captured point counts as near; the diagonal is of its bounding box.",
+        description="A captured point is near the mesh within this share of the diagonal of the mesh's bounding box.",
     )
     max_components: int = Field(1, title="Components", ge=1, description="Separate pieces at most.")
     max_degenerate_faces: int = Field(0, title="Degenerate faces", ge=0, description="Faces without area at most.")
@@ -163,59 +166,69 @@ class Parameters(_Parameters):
 class Settings(BaseSettings):
     """Where and how this process works; read from `CAPTURE2MESH_*` environment variables."""
 
-    # an empty variable is what container files make of an argument that is not given
+    # container files give an empty variable for an argument that is not set
     model_config = SettingsConfigDict(env_prefix="CAPTURE2MESH_", env_ignore_empty=True, frozen=True)
 
     store: str = Field(
         default_factory=lambda: str(user_cache_path("capture2mesh") / "store"),
-        description="Where the stages' results are kept: a folder or any fsspec URL.",
+        description="Folder or fsspec URL of the stages' results.",
     )
-    store_shared: bool = Field(False, description="A `file:` store that other machines see as well.")
+    store_shared: bool = Field(False, description="True if the store is a folder that other machines see as well.")
     scratch: Path = Field(
         default_factory=lambda: user_cache_path("capture2mesh") / "scratch",
-        description="Where remote files are materialised on this machine.",
+        description="Folder for copies of remote files on this machine.",
     )
     weights: Path = Field(
         default_factory=lambda: user_cache_path("capture2mesh") / "weights",
-        description="Where the engines' weights lie on this machine.",
+        description="Folder of the engines' weights on this machine.",
     )
     weights_list: Path = Field(
-        Path(__file__).parents[1] / "infra" / "weights.json", description="The list of weights and their pins."
+        Path(__file__).parents[1] / "infra" / "weights.json", description="File that lists the weights and their pins."
     )
-    weights_mirror: str = Field("", description="fsspec URL that has the weights; empty: the Hugging Face hub.")
-    weights_parallel: int = Field(4, ge=1, description="Files of weights downloaded at once.")
+    weights_mirror: str = Field("", description="fsspec URL of a copy of the weights; empty: the Hugging Face hub.")
+    weights_parallel: int = Field(4, ge=1, description="Number of weights files that are downloaded at once.")
     trellis_root: Path | None = Field(
-        None, description="Upstream's checkout, where `trellis` is not an installed package."
+        None, description="Checkout of upstream's code, if `trellis` is not an installed package."
     )
     trellis_python: Path = Field(
-        Path(sys.executable), description="Python in which upstream's `trellis` can be imported."
+        Path(sys.executable), description="Python interpreter that can import upstream's `trellis`."
     )
-    trellis_time_limit_s: float = Field(1800.0, gt=0, description="One inference of the model, seconds.")
-    trellis_min_free_gib: float = Field(18.0, ge=0, description="GPU memory that has to be free for up to 8 views.")
-    trellis_min_free_gib_many_views: float = Field(20.0, ge=0, description="The same for more views.")
+    trellis_time_limit_s: float = Field(1800.0, gt=0, description="Time limit of one inference of the model, seconds.")
+    trellis_min_free_gib: float = Field(
+        18.0, ge=0, description="GPU memory, GiB, that has to be free for up to 8 views."
+    )
+    trellis_min_free_gib_many_views: float = Field(
+        20.0, ge=0, description="GPU memory, GiB, that has to be free for more views."
+    )
     infer_deployment: str = Field("", description="Deployment that runs the inference; empty: this process.")
     batch_deployment: str = Field("", description="Deployment that runs a dataset's batches; empty: this process.")
     batch_processes: int = Field(
-        default_factory=lambda: os.cpu_count() or 1, ge=1, description="Captures worked on at once, each on one core."
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        description="Number of captures that a batch works on at once, each on one core.",
     )
-    attempts: int = Field(3, ge=1, description="How often a capture may fail by its own fault before it is left alone.")
+    attempts: int = Field(3, ge=1, description="A capture that failed this often by its own fault is not tried again.")
     watched: str = Field("", description="Folder or URL that captures are uploaded to, for example s3://captures.")
-    output: str = Field("", description="Folder or URL below which what is uploaded is published.")
+    output: str = Field("", description="Folder or URL below which the assets of uploaded captures are published.")
     quiet_seconds: float = Field(
-        60.0, gt=0, description="After this long without change an upload that declares nothing is complete."
+        60.0,
+        gt=0,
+        description="An upload without a manifest is complete after this time without a change, seconds.",
     )
-    receive_host: str = Field("127.0.0.1", description="Address that the receiver of notifications listens on.")
-    receive_port: int = Field(8380, ge=0, le=65535, description="Port of the receiver.")
-    receive_token: SecretStr | None = Field(None, description="Bearer token that notifications have to carry.")
-    receive_hmac_secret: SecretStr | None = Field(None, description="Or: key of their X-Signature (HMAC-SHA256).")
-    receive_max_bytes: int = Field(2**20, ge=1, description="Notifications with larger bodies are refused.")
-    receive_per_minute: int = Field(6000, ge=1, description="Notifications taken in one minute.")
-    sqs_queue_url: str = Field("", description="SQS queue that S3 sends its notifications to.")
-    public_url: str = Field("", description="Base URL under which the output is served to readers.")
+    receive_host: str = Field("127.0.0.1", description="Address at which the receiver of notifications listens.")
+    receive_port: int = Field(8380, ge=0, le=65535, description="Port of the receiver of notifications.")
+    receive_token: SecretStr | None = Field(None, description="Bearer token that notifications must have.")
+    receive_hmac_secret: SecretStr | None = Field(
+        None, description="Key of the X-Signature (HMAC-SHA256) that notifications may have instead of the token."
+    )
+    receive_max_bytes: int = Field(2**20, ge=1, description="Notifications with a larger body, bytes, are refused.")
+    receive_per_minute: int = Field(6000, ge=1, description="Number of notifications that are accepted in one minute.")
+    sqs_queue_url: str = Field("", description="URL of the SQS queue to which S3 sends its notifications.")
+    public_url: str = Field("", description="Base URL at which readers find the output.")
     max_pixels: int = Field(64_000_000, gt=0, description="Images with more pixels are refused before decoding.")
 
 
 @lru_cache
 def settings() -> Settings:
-    """This process's settings, read once."""
+    """The settings of this process, read once."""
     return Settings()

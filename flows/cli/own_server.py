@@ -1,4 +1,4 @@
-"""Prefect's own server for one command, ended with it even where the command is killed."""
+"""Prefect's own server for one command. It ends with the command, even if that is killed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _watches: list[subprocess.Popen[bytes]] = []
 
 
 def start_server() -> None:
-    """Start the server that flows of this process use where no PREFECT_API_URL is set; it lives as long as we do."""
+    """Start the server that flows of this process use without PREFECT_API_URL; it ends with this process."""
     server = SubprocessASGIServer()
     server.start()
     assert server.server_process is not None

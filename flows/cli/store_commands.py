@@ -1,25 +1,23 @@
-"""`python -m flows store`: what the store of stage results holds, and making room in it."""
+"""`capture2mesh store`: shows what the store of stage results holds, and removes what is not needed."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.cli.conventions import errors_told, print_table
+
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
     from tasks.store.retention import Item
 
-EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
-PLAIN_WIDTH = 140
 LEFTOVERS = "leftovers"
 USING = ("reconstruct", "infer", "batch", "reconstruct-dataset")
 """Flows whose runs use entries of the store."""
@@ -27,13 +25,18 @@ USING = ("reconstruct", "infer", "batch", "reconstruct-dataset")
 
 @dataclass(frozen=True)
 class _Row:
-    """What a stage has in the store; oldest and newest by the last use."""
+    """A stage's part of the store."""
 
     stage: str
+    """Name of the stage."""
     entries: int
+    """Number of results."""
     bytes: int
+    """Size of their files."""
     oldest: datetime | None
+    """The last use of the entry that was not used for longest; None if there is none."""
     newest: datetime | None
+    """The last use of the entry that was used last; None if there is none."""
 
 
 app = typer.Typer(name="store", help="The store of stage results.", no_args_is_help=True)
@@ -48,7 +51,7 @@ def stats(
     from tasks.store.retention import abandoned_before, inventory
 
     now = datetime.now(UTC)
-    with _errors_told():
+    with errors_told():
         root = store().root
         found = inventory(root, abandoned_before(now, None))
     stages = [_summary(name, items) for name, items in _by_stage(found.entries).items()]
@@ -63,7 +66,7 @@ def stats(
         }
         typer.echo(json.dumps(content, indent=1, default=datetime.isoformat))
         return
-    _print_table(
+    _print_rows(
         ("stage", "entries", "size", "oldest", "newest"),
         [
             (row.stage, f"{row.entries:,}", _size(row.bytes), _ago(now, row.oldest), _ago(now, row.newest))
@@ -76,23 +79,24 @@ def stats(
 @app.command()
 def prune(
     older_than: Annotated[
-        str | None, typer.Option(metavar="AGE", help="Remove what was not used for so long: 12h, 30d.")
+        str | None, typer.Option(metavar="AGE", help="Remove entries that were not used for this time: 12h, 30d.")
     ] = None,
     max_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Then the oldest use first, until the rest fits: 500MB, 50GiB.")
+        str | None,
+        typer.Option(metavar="SIZE", help="Then remove the oldest use first, until the rest fits: 500MB, 50GiB."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
 ) -> None:
-    """Remove what killed runs left behind, and entries beyond the limits that are given.
+    """Remove what killed runs left behind, and entries beyond the given limits.
 
-    Published assets need nothing of the store. What was used within an hour stays, and with PREFECT_API_URL what was
-    used since the oldest run began that still runs.
+    Published assets need nothing from the store. Entries that were used within the last hour stay. If
+    PREFECT_API_URL is set, entries that were used since the start of the oldest run that still runs stay as well.
     """
     from tasks.store import retention
     from tasks.store.results import store
 
     now = datetime.now(UTC)
-    with _errors_told():
+    with errors_told():
         age = None if older_than is None else retention.age(older_than)
         max_bytes = None if max_size is None else retention.size(max_size)
         run = _oldest_running()
@@ -108,14 +112,14 @@ def prune(
     gone = {item.path for item in entries}
     kept = [item for item in found.entries if item.path not in gone]
     in_use = [item for item in kept if item.used >= protected]
-    reason = f"since run {run.name} began, which still runs" if run else f"within {_span(retention.IN_USE)}"
+    reason = f"since the start of run {run.name}, which still runs" if run else f"within {_span(retention.IN_USE)}"
     typer.echo(f"kept: {len(kept):,} entries, {_size(_bytes(kept))}; of these {len(in_use):,} were used {reason}")
     if max_bytes is not None and _bytes(kept) > max_bytes:
-        typer.echo(f"above {max_size}: the rest is in use; prune again when it is not")
+        typer.echo(f"above {max_size}: the rest is in use; prune again later")
 
 
 def _oldest_running() -> FlowRun | None:
-    """The run of the configured server that began first of those that use the store now."""
+    """The oldest run that uses the store now and is known to the configured server; None if there is none."""
     import httpx
     from prefect.client.orchestration import get_client
     from prefect.client.schemas import filters
@@ -139,8 +143,8 @@ def _oldest_running() -> FlowRun | None:
             )
     except (httpx.HTTPError, RuntimeError) as error:
         raise Capture2MeshError(
-            f"{url}: {error}; without the server nobody knows which runs use the store: start it, or unset"
-            " PREFECT_API_URL where no other run uses this store"
+            f"{url}: {error}; only the server knows which runs use the store: start it, or unset PREFECT_API_URL if no"
+            " other run uses this store"
         ) from error
     return runs[0] if runs else None
 
@@ -161,7 +165,7 @@ def _summary(stage: str, items: Iterable[Item]) -> _Row:
 def _print_removed(entries: list[Item], leftovers: list[Item], title: str) -> None:
     groups = {**_by_stage(entries), LEFTOVERS: leftovers, "total": [*entries, *leftovers]}
     rows = [(name, f"{len(items):,}", _size(_bytes(items))) for name, items in groups.items()]
-    _print_table(("stage", title, "size"), rows)
+    _print_rows(("stage", title, "size"), rows)
 
 
 def _bytes(items: Iterable[Item]) -> int:
@@ -181,7 +185,7 @@ def _ago(now: datetime, then: datetime | None) -> str:
 
 
 def _span(span: timedelta) -> str:
-    """As ages are given to prune; whole units."""
+    """A time span in whole units, as prune reads it."""
     minutes = max(int(span.total_seconds() // 60), 0)
     if minutes < 60:
         return f"{minutes}m"
@@ -189,8 +193,7 @@ def _span(span: timedelta) -> str:
     return f"{hours}h" if hours < 48 else f"{hours // 24}d"
 
 
-def _print_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.console import Console
+def _print_rows(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.table import Table
 
     table = Table(titles[0])
@@ -198,15 +201,4 @@ def _print_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
         table.add_column(title, justify="right")
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
-
-
-@contextmanager
-def _errors_told() -> Iterator[None]:
-    from tasks.errors import Capture2MeshError, InputError
-
-    try:
-        yield
-    except Capture2MeshError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED) from None
+    print_table(table)

@@ -1,4 +1,4 @@
-"""What a run shows in the terminal, on stderr: a line and a bar for every stage."""
+"""The progress of a run in the terminal, on stderr: a line and a bar for every stage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tasks.progress import StageTiming
 
 
 class Terminal:
-    """An observer that draws bars on a terminal and prints plain lines into a log."""
+    """An observer of stages that draws bars on a terminal, and prints plain lines if stderr is not one."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)

@@ -1,6 +1,7 @@
-"""What storage sends when an object has been written: the dialects that are known, and the objects they name.
+"""Notifications that storages send when an object has been written: their dialects, and the objects that they name.
 
-A notification is a hint that saves waiting: it may come twice, late, in another order, or never.
+The receiver and the poller read them. A notification is only a hint that saves time: it may come twice, late, in
+another order, or never.
 """
 
 from __future__ import annotations
@@ -17,29 +18,31 @@ from tasks.errors import InputError
 
 _FILER_BUCKETS = "/buckets/"
 _MULTIPART_PARTS = ".uploads"
-_VERSIONS = ".versions/v_"  # what follows an object's key in a bucket with versions
+_VERSIONS = ".versions/v_"  # follows an object's key in a bucket with versions
 
 log = logging.getLogger(__name__)
 
 
 class CreatedObject(NamedTuple):
-    """An object that has been written, whole."""
+    """An object that has been written completely."""
 
     bucket: str
+    """Name of its bucket."""
     key: str
+    """Its key in the bucket."""
 
 
 Created = tuple[CreatedObject, ...]
 
 
 def created_objects(body: bytes | str) -> Created:
-    """The objects that a notification says have been written; raises InputError where it is none that is known."""
+    """The objects that a notification says have been written; raises InputError if its dialect is not known."""
     try:
         notification = _DIALECTS.validate_json(body)
     except ValidationError as error:
         raise InputError(
-            f"a notification of {len(body)} bytes is none of AWS S3 (SQS, SNS), EventBridge, MinIO, GCS Pub/Sub or"
-            " SeaweedFS; look at what the storage is set to send"
+            f"a notification of {len(body)} bytes is not of AWS S3 (SQS, SNS), EventBridge, MinIO, GCS Pub/Sub or"
+            " SeaweedFS; check what the storage is configured to send"
         ) from error
     return notification.created()
 
@@ -53,8 +56,8 @@ def captures_of(objects: Iterable[CreatedObject], watched: str) -> list[str]:
         below = path.removeprefix(f"{root}/")
         if below == path or not is_id(below):
             continue
-        if (capture := capture_of(below)) is not None:
-            found.add(f"{protocol}://{root}/{capture}".rstrip("/"))
+        if (capture_path := capture_of(below)) is not None:
+            found.add(f"{protocol}://{root}/{capture_path}".rstrip("/"))
     return sorted(found)
 
 
@@ -77,7 +80,7 @@ class _Record(BaseModel):
 
 
 class _S3(BaseModel):
-    """AWS S3 and MinIO, which puts `s3:` before the event's name; their keys are encoded as in an HTML form."""
+    """AWS S3, and MinIO, which puts `s3:` before the event's name; keys are encoded as in an HTML form."""
 
     records: tuple[_Record, ...] = Field(alias="Records")
 
@@ -90,7 +93,7 @@ class _S3(BaseModel):
 
 
 class _S3Test(BaseModel):
-    """AWS sends it once, when notifications are set up."""
+    """Sent once by AWS, when notifications are set up."""
 
     event: Literal["s3:TestEvent"] = Field(alias="Event")
 
@@ -109,16 +112,14 @@ class _Sns(BaseModel):
 
 
 class _SnsSubscription(BaseModel):
-    """SNS asks whether its messages are wanted. A person answers: whoever can post here could name any topic."""
+    """SNS asks for a confirmation before it sends. A person answers: a call to this receiver could name any topic."""
 
     type: Literal["SubscriptionConfirmation", "UnsubscribeConfirmation"] = Field(alias="Type")
     topic: str = Field(alias="TopicArn")
     url: str = Field(alias="SubscribeURL")
 
     def created(self) -> Created:
-        log.warning(
-            "SNS topic %r wants to send here; where it is yours, confirm it by opening %r", self.topic, self.url
-        )
+        log.warning("SNS topic %r wants to send here; if it is yours, confirm it by opening %r", self.topic, self.url)
         return ()
 
 
@@ -164,7 +165,7 @@ class _SeaweedMessage(BaseModel):
 
 
 class _Seaweed(BaseModel):
-    """SeaweedFS's webhook: changes of its filer. `key` is the old path of what is renamed."""
+    """SeaweedFS's webhook: changes of its filer. `key` is a path, in a rename the old one."""
 
     event: str = Field(alias="event_type")
     key: str

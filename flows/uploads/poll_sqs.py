@@ -1,4 +1,7 @@
-"""Notifications of AWS S3, taken from an SQS queue: a message is deleted when its captures have been submitted."""
+"""The poller: takes notifications of AWS S3 from an SQS queue. `capture2mesh poll-sqs` runs it.
+
+A message is deleted when its captures have been submitted.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from tasks.errors import Capture2MeshError, InputError, ServerUnavailable, Stora
 from tasks.settings import Settings
 
 LONG_POLL_SECONDS = 20
-MESSAGES_AT_ONCE = 10  # the most that SQS gives
+MESSAGES_AT_ONCE = 10  # the limit of SQS
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 PASSING = (ServerUnavailable, StorageUnavailable, BotoCoreError, ClientError)
 
@@ -29,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def poll(submit: Submit, settings: Settings) -> None:
-    """Take notifications for ever; raises InputError where a setting is missing or wrong."""
+    """Take notifications without end; raises InputError if a setting is missing or wrong."""
     if not (settings.watched and settings.sqs_queue_url):
         raise InputError("set CAPTURE2MESH_WATCHED (what is uploaded to) and CAPTURE2MESH_SQS_QUEUE_URL")
     queue = Queue(settings.sqs_queue_url)
@@ -38,15 +41,15 @@ def poll(submit: Submit, settings: Settings) -> None:
 
 
 def take(queue: Queue, submit: Submit, watched: str) -> None:
-    """Take the next messages; returns without any after some seconds."""
+    """Take the next messages and submit their captures; returns after some seconds if there are none."""
     for message in patiently(queue.receive):
         try:
-            for capture in captures_of(created_objects(message["Body"]), watched):
-                # while Prefect or the storage is down a message is kept here: what goes back is put aside in the end
-                patiently(partial(submit, capture))
+            for capture_url in captures_of(created_objects(message["Body"]), watched):
+                # while Prefect or the storage is down the message is kept here: SQS puts aside what it gets back often
+                patiently(partial(submit, capture_url))
         except Capture2MeshError as error:
             log.error(
-                "message %s stays in the queue, whose redrive policy is to put it aside: %s",
+                "message %s stays in the queue until the queue's redrive policy puts it aside: %s",
                 message["MessageId"],
                 error,
             )
@@ -55,7 +58,7 @@ def take(queue: Queue, submit: Submit, watched: str) -> None:
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """What `call` gives, as soon as what it needs is up."""
+    """Call until storage and servers answer; gives the result of the call."""
     wait = FIRST_WAIT_SECONDS
     while True:
         try:
@@ -67,23 +70,23 @@ def patiently(call: Callable[[], T]) -> T:
 
 
 class Queue:
-    """A queue of SQS. What is received is given out again after its visibility timeout unless it is deleted."""
+    """A queue of SQS. A message that is not deleted within its visibility timeout is given out again."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         parts = urlsplit(url)
         if not parts.hostname:
-            raise InputError(f"CAPTURE2MESH_SQS_QUEUE_URL {url}: is no URL; AWS shows it with the queue")
+            raise InputError(f"CAPTURE2MESH_SQS_QUEUE_URL {url}: is not a URL; AWS shows it with the queue")
         region = re.match(r"sqs\.([a-z0-9-]+)\.amazonaws\.com", parts.hostname)
         self._client = get_session().create_client(
             "sqs",
             region_name=region.group(1) if region else None,
-            # AWS_ENDPOINT_URL may name another server, which has the buckets
+            # AWS_ENDPOINT_URL may be of another server, the one with the buckets
             endpoint_url=f"{parts.scheme}://{parts.netloc}",
         )
 
     def receive(self) -> list[dict[str, Any]]:
-        """Messages, none after some seconds without."""
+        """The next messages; an empty list if none comes within some seconds."""
         answer = self._client.receive_message(
             QueueUrl=self.url, MaxNumberOfMessages=MESSAGES_AT_ONCE, WaitTimeSeconds=LONG_POLL_SECONDS
         )
@@ -91,7 +94,7 @@ class Queue:
         return messages
 
     def delete(self, message: dict[str, Any]) -> None:
-        """Be done with a message. Where that fails it comes again, which does no harm."""
+        """Delete a message. If that fails, it comes again, which does no harm."""
         try:
             self._client.delete_message(QueueUrl=self.url, ReceiptHandle=message["ReceiptHandle"])
         except (BotoCoreError, ClientError) as error:

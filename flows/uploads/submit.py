@@ -1,6 +1,7 @@
-"""From an upload to a run, once: what the receiver, the poller and the sweep call. They only hint; the bucket is asked.
+"""From an upload to a run, exactly once. The receiver, the poller and the sweep call it.
 
-Prefect starts one run for an idempotency key, `<upload key>/<attempt>`, however often and by whomever it is asked.
+Their calls are only hints: the bucket says what is there. Prefect starts one run for an idempotency key,
+`<upload key>/<attempt>`, however often it is asked.
 """
 
 from __future__ import annotations
@@ -30,45 +31,56 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from pydantic import BaseModel, ConfigDict
 
+from flows.infer import engine_set_in
 from tasks.capture.completeness import StorageState, awaited
 from tasks.capture.layout import is_id
-from tasks.capture.listing import Listing, list_capture, upload_key
-from tasks.dataset.plan import published_folder
+from tasks.capture.listing import Listing, list_capture
+from tasks.dataset.upload import Upload
 from tasks.errors import Capture2MeshError, InferenceInterrupted, InputError, ServerUnavailable
-from tasks.inference.registry import ENGINES, EngineChoice
+from tasks.inference.registry import ENGINES, EngineChoice, resolve_engine
 from tasks.settings import EngineName, Parameters, settings
-from tasks.store.claims import Claims, Failure, failure_of, record_failure
+from tasks.store.claims import Claims, Failure
 from tasks.store.location import Location
 
 SINGLE, BATCH, INFER = "reconstruct/default", "batch/cuda", "infer/cuda"
-QUEUE = "default"  # behind what a person waits for
-DEPLOYMENT_SECONDS = 10.0  # that what is known of a deployment is kept
-NEIGHBOURS = 64  # of an attempt, looked up at once
+QUEUE = "default"  # after the runs that a person waits for
+DEPLOYMENT_SECONDS = 10.0  # a deployment is read again after this time
+NEIGHBOURS = 64  # attempts before and after one that are looked up together
 PAGE = 200
-CREATIONS_AT_ONCE = 3  # more only make SQLite answer that it is busy
+CREATIONS_AT_ONCE = 3  # with more, SQLite only answers that it is busy
 AHEAD = (StateType.SCHEDULED, StateType.PENDING)
 UNENDED = (*AHEAD, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING)
 
 
-class Submission(BaseModel):
-    """What became of a hint.
+SubmissionState = Literal["published", "submitted", "incomplete", "waiting", "quarantined", "gone"]
+"""What has become of an upload.
 
-    submitted: a run is to come or at work; so is one of older content where `changed`. waiting: it has failed and is
-    tried again later. quarantined: it is not, until its content changes or a person asks. gone: there is no capture.
-    """
+published: its asset is there. submitted: a run is scheduled or at work. incomplete: files are missing. waiting: it has
+failed, and is tried again later. quarantined: it has failed, and is not tried again until its content changes or a
+person asks. gone: there is no capture.
+"""
+
+
+class Submission(BaseModel):
+    """The answer to a hint."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
+    """The capture's id."""
     uri: str
-    state: Literal["published", "submitted", "incomplete", "waiting", "quarantined", "gone"]
+    """Folder or URL of the capture."""
+    state: SubmissionState
     reason: str = ""
+    """Why it is not submitted; empty if it is, or is published."""
     changed: bool = False
+    """A run of the capture's older content is still at work."""
     uploaded_at: datetime | None = None
+    """When its newest file was written; None if there is no capture."""
 
 
 class Submitter:
-    """Submits what is uploaded below `watched`. Captures have their path below `root` as their id."""
+    """Submits what is uploaded below `watched`. A capture's id is its path below `root`."""
 
     def __init__(
         self,
@@ -80,7 +92,7 @@ class Submitter:
     ) -> None:
         if not (watched and output):
             raise InputError(
-                "where uploads come from and where assets go is not set: CAPTURE2MESH_WATCHED, CAPTURE2MESH_OUTPUT"
+                "set CAPTURE2MESH_WATCHED (what is uploaded to) and CAPTURE2MESH_OUTPUT (where the assets go)"
             )
         require_server()
         self.watched, self.output = Location.of(watched), Location.of(output)
@@ -91,31 +103,34 @@ class Submitter:
         self._creating = threading.Semaphore(CREATIONS_AT_ONCE)
         self._known: dict[str, tuple[float, DeploymentResponse]] = {}
 
-    def submit(self, capture: str) -> Submission:
-        """Submit a capture if there is something to do; raises ServerUnavailable where it could not be."""
-        location = Location.of(capture)
+    def submit(self, capture_url: str) -> Submission:
+        """Submit a capture if there is something to do; raises ServerUnavailable if Prefect does not answer."""
+        location = Location.of(capture_url)
         state = StorageState.of(location)
         try:
-            listing = list_capture(capture, self.root.url)
+            listing = list_capture(capture_url, self.root.url)
         except InputError as error:
-            return Submission(id=location.name, uri=capture, state="gone", reason=str(error))
+            return Submission(id=location.name, uri=capture_url, state="gone", reason=str(error))
         return self.submit_listed(listing, state)
 
     def submit_listed(self, listing: Listing, state: StorageState) -> Submission:
-        """The same for a capture that has been listed since `state` was asked for."""
+        """Submit a capture that was listed after `state` was read."""
         if not is_id(listing.id):
-            return _submission(listing, "quarantined", "its path can name no asset; rename the folder")
-        engine = self.engine()
-        key = upload_key(listing, engine.name, self.parameters)
-        if self._is_published(listing, key):
+            return _submission(listing, "quarantined", "its path cannot be the name of an asset; rename the folder")
+        upload = self.upload(listing)
+        if upload.published() is not None:
             return _submission(listing, "published")
-        missing = awaited(listing, state, settings().quiet_seconds, ENGINES[engine.name].needs.min_views)
+        missing = awaited(listing, state, settings().quiet_seconds, ENGINES[self.engine().name].needs.min_views)
         if missing is not None:
             return _submission(listing, "incomplete", f"awaits {missing}")
-        return self._next_attempt(listing, key)
+        return self._next_attempt(listing, upload)
+
+    def upload(self, listing: Listing) -> Upload:
+        """The upload that a run of this capture would be for."""
+        return Upload.of(listing, self.output.url, self.engine().name, self.parameters)
 
     def unended(self) -> list[FlowRun]:
-        """The runs of uploads that are to come or at work."""
+        """The runs of uploads that are scheduled or at work."""
         found: list[FlowRun] = []
         with _server_errors():
             while True:
@@ -130,62 +145,61 @@ class Submitter:
                     return found
 
     def engine(self) -> EngineChoice:
-        """The engine that runs without one use: the setting of the deployment that infers."""
-        name = self._asked
-        if name == "auto":
-            name = self._read(settings().infer_deployment or INFER).parameters.get("engine", "auto")
-        if name not in ENGINES:
-            raise InputError(f"engine {name}: set one of {', '.join(ENGINES)} in deployment {INFER}")
-        return EngineChoice(name=name, version=ENGINES[name].version, reason=f"the setting of deployment {INFER}")
+        """The engine of the runs: the one asked for, or for `auto` the setting of the deployment that infers."""
+        if self._asked != "auto":
+            return resolve_engine(self._asked)
+        name = settings().infer_deployment or INFER
+        return engine_set_in(name, self._read(name))
 
-    def _next_attempt(self, listing: Listing, key: str) -> Submission:
-        failure = failure_of(self.output.url, key)
+    def _next_attempt(self, listing: Listing, upload: Upload) -> Submission:
+        """Make sure that there is a run for an upload that is not published, unless it has failed too often."""
+        failure = upload.failure()
         attempt = failure.attempts + 1 if failure else 1
         while True:
             lapsed = failure is not None and _lapsed(failure, listing)
             if failure is not None and not lapsed and (failure.final or datetime.now(UTC) < failure.retry_at):
                 return _submission(listing, "quarantined" if failure.final else "waiting", failure.reason)
-            run = self._run(listing, f"{key}/{attempt}")
+            run = self._run(listing, upload, attempt)
             if run is None or not _ended(run):
                 return _submission(listing, "submitted")
-            runs = self._runs(key, attempt)
+            runs = self._runs(upload, attempt)
             if not _ended(runs[max(runs)]):
                 return _submission(listing, "submitted")
             # asked after the runs: they publish before they end
-            if self._is_published(listing, key):
+            if upload.published() is not None:
                 return _submission(listing, "published")
-            if not self._noted(runs, listing, key):
-                return _submission(listing, "submitted")  # another process notes it now, and goes on from there
-            failure, attempt = failure_of(self.output.url, key), max(runs) + 1
+            if not self._noted(runs, upload):
+                return _submission(listing, "submitted")  # another process records it now, and submits the next run
+            failure, attempt = upload.failure(), max(runs) + 1
 
-    def _runs(self, key: str, attempt: int) -> dict[int, FlowRun]:
+    def _runs(self, upload: Upload, attempt: int) -> dict[int, FlowRun]:
         """The runs of an upload by attempt, those around `attempt`."""
-        keys = {f"{key}/{number}": number for number in range(max(1, attempt - NEIGHBOURS), attempt + NEIGHBOURS)}
+        around = range(max(1, attempt - NEIGHBOURS), attempt + NEIGHBOURS)
+        attempts = {_idempotency_key(upload, number): number for number in around}
+        wanted = FlowRunFilterIdempotencyKey(any_=list(attempts))
         with _server_errors():
-            found = self._client.read_flow_runs(
-                flow_run_filter=FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=list(keys))), limit=PAGE
-            )
-        return {keys[str(run.idempotency_key)]: run for run in found}
+            found = self._client.read_flow_runs(flow_run_filter=FlowRunFilter(idempotency_key=wanted), limit=PAGE)
+        return {attempts[str(run.idempotency_key)]: run for run in found}
 
-    def _noted(self, runs: dict[int, FlowRun], listing: Listing, key: str) -> bool:
-        """Whether it is on record that the runs of an upload have ended without its asset; one process records it.
+    def _noted(self, runs: dict[int, FlowRun], upload: Upload) -> bool:
+        """Return whether the store has a record of the failed runs of an upload; one process writes it.
 
-        A run that was killed could not say so itself. One that completed has published content that has been replaced
-        since, and is here again.
+        A run that was killed could not record its failure itself. A run that completed has published content that was
+        replaced afterwards, and is here again.
         """
         failed = 0
         for attempt in sorted(runs):
             failed = 0 if runs[attempt].state_type == StateType.COMPLETED else failed + 1
-        with Claims() as claims, claims.claimed(self.output.url, key) as mine:
-            failure = failure_of(self.output.url, key)
+        with Claims() as claims, upload.claimed(claims) as mine:
+            failure = upload.failure()
             if failed > (failure.attempts if failure else 0):
                 if mine:
-                    record_failure(self.output.url, key, listing.uri, _why(runs[max(runs)]))
+                    upload.record(_why(runs[max(runs)]))
                 return mine
         return True
 
-    def _run(self, listing: Listing, key: str) -> FlowRun | None:
-        """The run of an idempotency key, new or not; None where a batch that waits will take the capture."""
+    def _run(self, listing: Listing, upload: Upload, attempt: int) -> FlowRun | None:
+        """The run of an attempt, new or not; None if a batch that waits will take the capture."""
         common: dict[str, Any] = {"output": self.output.url, "engine": self.engine().name}
         common["parameters"] = self.parameters.model_dump(mode="json")
         if self._in_batches:
@@ -193,25 +207,27 @@ class Submitter:
                 return None
             asked = {"dataset": self.root.url, "uploads": True, **common}
         else:
-            asked = {"capture": listing.uri, "root": self.root.url, "upload": key.rpartition("/")[0], **common}
+            asked = {"capture": upload.uri, "root": self.root.url, "upload": upload.key, **common}
+        key = _idempotency_key(upload, attempt)
         with self._creating, _server_errors():
             run = self._client.create_flow_run_from_deployment(
                 self._deployment().id, parameters=asked, idempotency_key=key, work_queue_name=QUEUE
             )
         emit_event(
             "capture.uploaded",
-            resource={"prefect.resource.id": f"capture2mesh.capture.{listing.id}", "prefect.resource.name": listing.id},
-            payload={"capture": listing.uri, "uploaded_at": listing.uploaded_at.isoformat()},
+            resource={"prefect.resource.id": f"capture2mesh.capture.{upload.id}", "prefect.resource.name": upload.id},
+            payload={"capture": upload.uri, "uploaded_at": listing.uploaded_at.isoformat()},
             id=uuid5(NAMESPACE_URL, key),
         )
         return run
 
     @property
     def _in_batches(self) -> bool:
-        """Loading the model of TRELLIS costs more than an inference: one run takes all that is there."""
+        """True if one run takes all captures that are there: loading the model takes longer than an inference."""
         return ENGINES[self.engine().name].shares_model
 
     def _batch_waits(self) -> bool:
+        """True if a batch is scheduled that will see the capture: it has not begun yet."""
         with _server_errors():
             runs = self._client.read_flow_runs(
                 deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[self._deployment().id])),
@@ -220,13 +236,12 @@ class Submitter:
             )
         return any(run.parameters.get("dataset") == self.root.url for run in runs)
 
-    def _is_published(self, listing: Listing, key: str) -> bool:
-        return published_folder(self.output.url, listing.id, key) is not None
-
     def _deployment(self) -> DeploymentResponse:
+        """The deployment of the runs."""
         return self._read(BATCH if self._in_batches else SINGLE)
 
     def _read(self, name: str) -> DeploymentResponse:
+        """A deployment, as it was within the last DEPLOYMENT_SECONDS."""
         known = self._known.get(name)
         if known is None or time.monotonic() > known[0]:
             with _server_errors():
@@ -239,45 +254,56 @@ class Submitter:
 
 
 def require_server() -> None:
-    """Raise InputError where no server is set: Prefect would start one that has no workers."""
+    """Raise InputError if no server is set: Prefect would start one that has no workers."""
     if not PREFECT_API_URL.value():
         raise InputError("PREFECT_API_URL is not set: runs are submitted to a server that has workers")
 
 
 def submitter() -> Submitter:
-    """For what is uploaded where the settings say."""
+    """The submitter for CAPTURE2MESH_WATCHED and CAPTURE2MESH_OUTPUT."""
     return Submitter(settings().watched, settings().output)
 
 
-def _submission(listing: Listing, state: Any, reason: str = "") -> Submission:
+def _idempotency_key(upload: Upload, attempt: int) -> str:
+    """Prefect's key of a run: it starts one run for it."""
+    return f"{upload.key}/{attempt}"
+
+
+def _submission(listing: Listing, state: SubmissionState, reason: str = "") -> Submission:
     return Submission(id=listing.id, uri=listing.uri, state=state, reason=reason, uploaded_at=listing.uploaded_at)
 
 
 def _lapsed(failure: Failure, listing: Listing) -> bool:
-    """Whether a capture was refused before what its manifest declares had come.
+    """Return whether a capture was refused before the content that its manifest declares was there.
 
-    The upload key holds the declared content, so it stays when files of the same size are replaced by what is declared.
+    The upload key holds the declared content: it stays when that replaces other files of the same size.
     """
     return failure.kind == "refused" and listing.manifest is not None and listing.uploaded_at > failure.at
 
 
 def _ended(run: FlowRun) -> bool:
+    """True if the run has a final state."""
     return run.state is not None and run.state.is_final()
 
 
 def _why(run: FlowRun) -> Capture2MeshError:
-    """The error of a run that could record none: what killed it may be its capture; else it never began with it."""
+    """The error of a run that ended without recording one.
+
+    A run that was killed may have been killed by its capture: that counts against the capture. A run that failed has
+    not begun with it, or it would have recorded why: that does not count.
+    """
     kind = Capture2MeshError if run.state is not None and run.state.is_failed() else InferenceInterrupted
     return kind(f"run {run.name} ended {run.state_name}: {run.state.message if run.state else ''}")
 
 
 def _in_state(*types: StateType) -> FlowRunFilter:
+    """A filter for runs in one of these states."""
     return FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types))))
 
 
 @contextmanager
 def _server_errors() -> Iterator[None]:
-    """Prefect's faults as errors of this project; its client has tried again where it was busy (503)."""
+    """Turn errors of Prefect's API into errors of this project; its client has tried again if the server was busy."""
     server = PREFECT_API_URL.value()
     try:
         yield

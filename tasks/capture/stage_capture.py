@@ -15,7 +15,8 @@ from tasks.errors import CaptureReplaced, InputError, StorageUnavailable
 from tasks.progress import report_progress
 from tasks.settings import settings
 from tasks.stage import retried, stage
-from tasks.store.location import FileEntry, Location, read_verified, sha256_of, write_atomically
+from tasks.store.local_files import write_atomically
+from tasks.store.location import FileEntry, Location, read_verified, sha256_of
 from tasks.store.results import StoredResult
 
 _PARALLEL_READS = 8

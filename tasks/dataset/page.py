@@ -1,4 +1,7 @@
-"""The dataset report for people: one HTML page that needs nothing but the published folders beside it."""
+"""The page of a dataset report: one HTML file that needs nothing but the published folders beside it.
+
+The dataset report writes it.
+"""
 
 from __future__ import annotations
 
@@ -15,37 +18,42 @@ from urllib.parse import quote
 
 from pydantic import BaseModel
 
-from tasks.dataset.rows import Record, Row, State, reasons
+from tasks.dataset.rows import Record, Row, RowState, reasons
 from tasks.store.location import MEBIBYTE
 
 # the page is published in a folder of the output, beside the captures' own
 TO_OUTPUT = "../"
-# a page opened from the disk may read no other file: up to this size together, the meshes are put into it
+# a page that is opened from the disk cannot read other files: meshes up to this size in total are put into it
 EMBED_BYTES = 64 * MEBIBYTE
-# whole ones are in report.jsonl; a refused capture can have hundreds of problems
+# report.jsonl has the whole texts; a refused capture can have hundreds of problems
 REASON_CHARACTERS = 600
 SHOWN_REASONS = 50
 
 
 class Totals(BaseModel):
-    """The run as a whole. seconds: wall time. reconstructed: captures that it brought to an end, the rest was there."""
+    """The run as a whole."""
 
     finished_at: datetime
+    """When the run ended."""
     seconds: float
+    """Wall time of the run."""
     reconstructed: int
+    """Number of captures that the run reconstructed; the others were published before, or failed."""
 
 
 class _Reason(BaseModel):
-    state: State
+    """A reason that captures share, and how many have it."""
+
+    state: RowState
     text: str
     captures: int
 
 
 class _Entry(BaseModel):
-    """A capture as page.js reads it; URLs are relative to the page, `reasons` are places in the list of them."""
+    """A capture as page.js reads it; URLs are relative to the page, `reasons` are indices of `_Data.reasons`."""
 
     id: str
-    state: State
+    state: RowState
     reason: str
     engine: str | None
     faces: int | None
@@ -58,20 +66,22 @@ class _Entry(BaseModel):
 
 
 class _Data(BaseModel):
+    """The data of the page."""
+
     rows: list[_Entry]
     reasons: list[_Reason]
 
 
 def embeddable(rows: Sequence[Row]) -> bool:
-    """Whether all meshes together are small enough to be put into the page."""
+    """True if all meshes together are small enough to be put into the page."""
     return sum(row.report.mesh.glb_bytes for row in rows if row.report) <= EMBED_BYTES
 
 
 def page(title: str, rows: Sequence[Row], totals: Totals, meshes: Mapping[str, bytes] | None = None) -> bytes:
-    """The page, to be written to `<output>/<any folder>/index.html`.
+    """The page as HTML, to be written to `<output>/<any folder>/index.html`.
 
-    meshes: GLBs by capture id, embedded so that the viewer works where the page is opened from the disk. Without them
-    it loads them from the published folders, which browsers allow over http only.
+    meshes: GLB files by capture id. They are embedded, so that the viewer works in a page that is opened from the disk.
+    Without them the viewer loads the published files, which browsers allow over http only.
     """
     script = _source("page.js")
     data = _data(rows)
@@ -111,7 +121,7 @@ def _totals(rows: Sequence[Row], totals: Totals) -> dict[str, str]:
 
 
 def _data(rows: Sequence[Row]) -> _Data:
-    """What page.js shows. Only the most frequent reasons are listed; the table finds the others as well."""
+    """The data of the page. Only the most frequent reasons are listed; the table finds the others as well."""
     by_row = [[(row.state, text) for text in reasons(row)] for row in rows]
     counts = Counter(reason for found in by_row for reason in found).most_common(SHOWN_REASONS)
     place = {reason: index for index, (reason, _) in enumerate(counts)}
@@ -141,9 +151,9 @@ def _entry(row: Row, places: list[int]) -> _Entry:
 
 
 def _policy(script: str) -> str:
-    """Content security policy: this page's script and the viewer run, nothing comes from another host.
+    """Content security policy: only this page's script and the viewer run, nothing is loaded from another host.
 
-    unsafe-eval lets the viewer compile its WebAssembly, and browser tests wait for conditions; markup gains nothing.
+    unsafe-eval lets the viewer compile its WebAssembly, and browser tests wait for conditions; markup cannot use it.
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
@@ -153,7 +163,7 @@ def _policy(script: str) -> str:
 
 
 def _inert_json(text: str) -> str:
-    """JSON that may stand in a script element: no `</script>` or `<!--` can be in it."""
+    """JSON that is safe in a script element: it cannot contain `</script>` or `<!--`."""
     return text.replace("<", r"\u003c")
 
 

@@ -1,4 +1,7 @@
-"""The plan of a dataset: which captures there are, and what is still to be done for each."""
+"""The plan of a dataset: its captures, and what is still to be done for each.
+
+The flows `batch` and `reconstruct-dataset` follow it, `capture2mesh dataset --dry-run` shows it.
+"""
 
 from __future__ import annotations
 
@@ -7,50 +10,60 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from tasks.capture.layout import is_id, pair
-from tasks.capture.listing import Listing, list_capture, list_captures, upload_key
+from tasks.capture.listing import Listing, list_capture, list_captures
 from tasks.capture.stage_capture import stage_capture
 from tasks.capture.validate_capture import validate_capture
+from tasks.dataset.upload import Upload
 from tasks.errors import InputError
 from tasks.inference.reconstruction import infer
 from tasks.inference.registry import ENGINES, EngineChoice, weights_for
-from tasks.mesh.publish import Latest
 from tasks.settings import Parameters
-from tasks.store.claims import failure_of
 from tasks.store.location import Location
 
 LIST_SUFFIXES = (".txt", ".csv", ".jsonl")
 _PARALLEL_READS = 32
 
-State = Literal["published", "cached", "new", "failed", "invalid"]
+PlanState = Literal["published", "cached", "new", "failed", "invalid"]
+"""What is to be done for a capture.
+
+published: nothing, the newest asset is of this upload. cached: the store has its inference. new: everything. failed:
+nothing until its content changes or a person asks. invalid: nothing, it cannot be reconstructed as it is.
+"""
 
 
 class Planned(BaseModel):
-    """What a dataset run makes of one capture.
-
-    published: the newest result of its output is of this content, engine and parameters. cached: its inference is in
-    the store. invalid: it cannot be reconstructed as it is. failed: not tried again until its content changes.
-    """
+    """A capture of a dataset, and what is to be done for it."""
 
     model_config = ConfigDict(frozen=True)
 
-    id: str
-    uri: str
-    state: State
-    upload_key: str = ""
+    upload: Upload
+    """The capture as it is now; without a key if there is none."""
+    state: PlanState
     reason: str = ""
-    folder: str = ""  # of the published asset, below the output
-    attempts: int = 0  # that failed before
-    listing: Listing | None = None  # None where nothing is
+    """Why it is failed or invalid."""
+    folder: str = ""
+    """The folder of the published asset, below the output; empty if there is none."""
+    attempts: int = 0
+    """How often it has failed before."""
+    listing: Listing | None = None
+    """The capture's files; None if there is no capture."""
+
+    @property
+    def id(self) -> str:
+        """The capture's id."""
+        return self.upload.id
 
     @property
     def pending(self) -> bool:
+        """True if there is something to do; it has a listing then."""
         return self.state in ("new", "cached")
 
 
@@ -60,19 +73,21 @@ class Plan(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     dataset: str
+    """Folder or URL above the captures, or of their list."""
     captures: tuple[Planned, ...]
 
     @property
     def pending(self) -> tuple[Planned, ...]:
-        return tuple(each for each in self.captures if each.pending)
+        """The captures with something to do."""
+        return tuple(planned for planned in self.captures if planned.pending)
 
     def counts(self) -> dict[str, int]:
-        """How many captures are in which state, none left out."""
-        return dict(Counter(each.state for each in self.captures))
+        """The number of captures in each state."""
+        return dict(Counter(planned.state for planned in self.captures))
 
 
 class _Line(BaseModel):
-    """One line of a dataset's list; without an id it is the last part of the capture's path."""
+    """One line of a dataset's list; without an id, the id is the last part of the capture's path."""
 
     capture: str
     id: str = ""
@@ -81,55 +96,49 @@ class _Line(BaseModel):
     @classmethod
     def _is_path(cls, path: str) -> str:
         if not path or "\0" in path:
-            raise ValueError("is no path")
+            raise ValueError("is not a path")
         return path
 
     @field_validator("id")
     @classmethod
     def _names_asset(cls, name: str) -> str:
         if name and not is_id(name):
-            raise ValueError("can name no folder below the output")
+            raise ValueError("cannot be the name of a folder below the output")
         return name
 
 
 def plan(dataset: str, output: str, engine: EngineChoice, parameters: Parameters, *, retry: bool = False) -> Plan:
     """Plan a folder or prefix of captures, or a list file (text, CSV, JSON lines); reads no image.
 
-    retry: what has failed is to be done again. Raises InputError where no capture is.
+    retry: what has failed is to be done again. Raises InputError if there is no capture.
     """
-    found = _listed(dataset) if dataset.endswith(LIST_SUFFIXES) else list_captures(dataset)
-    if not found:
+    listings, absent = _listed(dataset, output) if dataset.endswith(LIST_SUFFIXES) else (list_captures(dataset), [])
+    if not (listings or absent):
         raise InputError(f"{dataset}: no capture below it; a capture is a folder with views/, depth/, transforms.json")
-
-    def planned(capture: Listing | Planned) -> Planned:
-        if isinstance(capture, Planned):
-            return capture
-        key = upload_key(capture, engine.name, parameters)
-        known = Planned(id=capture.id, uri=capture.uri, state="new", upload_key=key, listing=capture)
-        return known.model_copy(update=_state(known, output, engine, parameters, retry))
-
     with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-        return Plan(dataset=dataset, captures=tuple(pool.map(planned, found)))
+        planned = pool.map(lambda listing: _planned(listing, output, engine, parameters, retry), listings)
+        return Plan(dataset=dataset, captures=tuple(sorted((*planned, *absent), key=lambda each: each.id)))
 
 
-def _state(capture: Planned, output: str, engine: EngineChoice, parameters: Parameters, retry: bool) -> dict[str, Any]:
-    """The state of a capture that is there, with its reason, or where it is published."""
-    assert capture.listing is not None
-    if not is_id(capture.id):
-        return {"state": "invalid", "reason": "its path can name no asset; rename the folder"}
-    if (folder := published_folder(output, capture.id, capture.upload_key)) is not None:
-        return {"state": "published", "folder": folder}
-    if not pair(file.path for file in capture.listing.files).views:
-        return {"state": "invalid", "reason": "has no views"}
-    failure = failure_of(output, capture.upload_key)
+def _planned(listing: Listing, output: str, engine: EngineChoice, parameters: Parameters, retry: bool) -> Planned:
+    """The plan for one capture."""
+    upload = Upload.of(listing, output, engine.name, parameters)
+    planned = partial(Planned, upload=upload, listing=listing)
+    if not is_id(listing.id):
+        return planned(state="invalid", reason="its path cannot be the name of an asset; rename the folder")
+    if (folder := upload.published()) is not None:
+        return planned(state="published", folder=folder)
+    if not pair(file.path for file in listing.files).views:
+        return planned(state="invalid", reason="has no views")
+    failure = upload.failure()
     if failure is not None and failure.final and not retry:
-        return {"state": "invalid" if failure.kind == "refused" else "failed", "reason": failure.reason}
-    state = "cached" if _inferred(capture.listing, engine, parameters) else "new"
-    return {"state": state, "attempts": failure.attempts if failure else 0}
+        return planned(state="invalid" if failure.kind == "refused" else "failed", reason=failure.reason)
+    state: PlanState = "cached" if _inferred(listing, engine, parameters) else "new"
+    return planned(state=state, attempts=failure.attempts if failure else 0)
 
 
 def _inferred(listing: Listing, engine: EngineChoice, parameters: Parameters) -> bool:
-    """Whether the store has the inference; it is known by content, so only of a capture that was read once."""
+    """True if the store has the inference; its key is of content, so this is known only of a capture that was read."""
     staged = stage_capture.stored(listing)
     if staged is None:
         return False
@@ -139,8 +148,8 @@ def _inferred(listing: Listing, engine: EngineChoice, parameters: Parameters) ->
     return infer.stored(staged, engine, parameters.infer, weights_for(engine, examined)) is not None
 
 
-def _listed(dataset: str) -> list[Listing | Planned]:
-    """The captures that a list file names, sorted by id; raises InputError where it is none."""
+def _listed(dataset: str, output: str) -> tuple[list[Listing], list[Planned]]:
+    """The captures that a list file names: those that are there, and those that are not, as invalid."""
     lines = list(_lines(Location.of(dataset)))
 
     def listed(line: _Line) -> Listing | Planned:
@@ -148,27 +157,17 @@ def _listed(dataset: str) -> list[Listing | Planned]:
             listing = list_capture(line.capture)
         except InputError as error:
             name = line.id or line.capture.rstrip("/").rpartition("/")[2]
-            return Planned(id=name, uri=line.capture, state="invalid", reason=str(error))
+            absent = Upload(output=output, key="", id=name, uri=line.capture)
+            return Planned(upload=absent, state="invalid", reason=str(error))
         return listing.model_copy(update={"id": line.id or listing.id})
 
     with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-        found = sorted(pool.map(listed, lines), key=lambda capture: capture.id)
-    twice = [name for name, count in Counter(capture.id for capture in found).items() if count > 1]
+        found = list(pool.map(listed, lines))
+    twice = sorted(name for name, count in Counter(each.id for each in found).items() if count > 1)
     if twice:
-        raise InputError(f"{dataset}: {twice[0]} is the id of several captures; give each one of its own (column `id`)")
-    return found
-
-
-def published_folder(output: str, capture_id: str, upload_key: str) -> str | None:
-    """Where the newest result of a capture lies, below the output, if it is of this upload and has not been removed."""
-    published = Location.of(output) / capture_id
-    try:
-        latest = Latest.model_validate_json((published / "latest.json").read_or_none() or b"")
-    except ValidationError:
-        return None
-    if latest.upload_key != upload_key or (published / latest.run_key / "_SUCCESS").size() is None:
-        return None
-    return f"{capture_id}/{latest.run_key}"
+        raise InputError(f"{dataset}: {twice[0]} is the id of several captures; give each its own id (column `id`)")
+    listings = [each for each in found if isinstance(each, Listing)]
+    return listings, [each for each in found if isinstance(each, Planned)]
 
 
 def _lines(location: Location) -> Iterator[_Line]:
@@ -178,10 +177,10 @@ def _lines(location: Location) -> Iterator[_Line]:
     except FileNotFoundError as error:
         raise InputError(f"{location.url}: no such list") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{location.url}: is no text; a list is .txt, .csv or .jsonl") from error
-    for number, row in enumerate(_rows(location.url, text), 1):
+        raise InputError(f"{location.url}: is not a text file; a list is .txt, .csv or .jsonl") from error
+    for number, entry in enumerate(_entries(location.url, text), 1):
         try:
-            line = _Line.model_validate(row)
+            line = _Line.model_validate(entry)
         except ValidationError as error:
             reasons = ", ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
             raise InputError(f"{location.url}, entry {number}: {reasons}; give `capture` (path) and `id`") from error
@@ -191,12 +190,13 @@ def _lines(location: Location) -> Iterator[_Line]:
         yield line
 
 
-def _rows(url: str, text: str) -> Iterator[object]:
+def _entries(url: str, text: str) -> Iterator[object]:
+    """The entries of a list, not validated yet."""
     if url.endswith(".csv"):
         try:
             yield from csv.DictReader(StringIO(text, newline=None), restval="")
         except csv.Error as error:
-            raise InputError(f"{url}: is no CSV ({error})") from error
+            raise InputError(f"{url}: is not a CSV file ({error})") from error
         return
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -207,4 +207,4 @@ def _rows(url: str, text: str) -> Iterator[object]:
         try:
             yield json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"{url}, line {number}: is no JSON ({error.msg})") from error
+            raise InputError(f"{url}, line {number}: is not JSON ({error.msg})") from error

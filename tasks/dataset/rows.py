@@ -1,4 +1,7 @@
-"""What a run over a dataset knows of each capture: the rows of the report, as JSON lines and as CSV."""
+"""The rows of a dataset report, one for each capture, written as JSON lines and as CSV.
+
+The dataset report makes them, its page shows them.
+"""
 
 from __future__ import annotations
 
@@ -12,54 +15,74 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.report import Report
 
-State = Literal["normal", "warning", "failure", "failed", "invalid", "pending"]
+RowState = Literal["normal", "warning", "failure", "failed", "invalid", "pending"]
+"""How a capture stands after a run.
 
-# a spreadsheet takes a cell that begins so for a formula (OWASP: CSV injection)
+normal, warning, failure: the status of its published asset. failed: it could not be reconstructed. invalid: it cannot
+be reconstructed as it is. pending: nothing has been done yet.
+"""
+
+# a spreadsheet reads a cell that begins with one of these as a formula (OWASP: CSV injection)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 # how CaptureRefused lists its problems
 _PROBLEM = "  - "
-# paths, numbers, keys: what makes two messages of one kind differ
+# paths, numbers, keys: the parts in which two messages of one kind differ
 _VARIABLE = re.compile(r"[^\s:;,()]*[/\d][^\s:;,()]*")
 _ANYTHING = "…"
 
 
 class Row(BaseModel):
-    """One capture of a dataset.
-
-    reason: why it is failed or invalid. seconds, gpu_seconds: spent on it, None where nothing was done in this run.
-    folder: path of the published folder below the output (`mug/ab12cd34`), empty where nothing is published.
-    """
+    """A capture of a dataset, as it stands after a run."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
+    """The capture's id."""
     uri: str
-    state: State
+    """Folder or URL of the capture."""
+    state: RowState
     reason: str = ""
+    """Why it is failed, invalid or pending."""
     seconds: float | None = None
+    """Time that this run spent on it; None if it did nothing for it."""
     gpu_seconds: float | None = None
+    """The part of `seconds` in which the GPU was used; None if it was not."""
     report: Report | None = None
+    """The report of its asset; None if nothing is published."""
     folder: str = ""
+    """Path of the published folder below the output (`mug/ab12cd34`); empty if nothing is published."""
 
 
 class Record(BaseModel):
-    """A row of report.jsonl and report.csv; the whole report lies at `<output>/<folder>/report.json`."""
+    """A line of report.jsonl and report.csv; the whole report lies at `<output>/<folder>/report.json`."""
 
     id: str
+    """The capture's id."""
     uri: str
-    state: State
+    """Folder or URL of the capture."""
+    state: RowState
     reason: str
+    """Why it is failed, invalid or pending; else empty."""
     failed_checks: tuple[str, ...] = ()
+    """Names of the checks that its mesh has not passed."""
     engine: str | None = None
+    """Name of the engine."""
     vertices: int | None = None
+    """Number of vertices of the mesh."""
     faces: int | None = None
+    """Number of triangles of the mesh."""
     psnr_db: float | None = None
+    """Likeness of renders to the views, in dB; None if it was not measured."""
     seconds: float | None
+    """Time that the run spent on it; None if it did nothing for it."""
     gpu_seconds: float | None
+    """The part of `seconds` in which the GPU was used; None if it was not."""
     folder: str
+    """Path of the published folder below the output; empty if nothing is published."""
 
     @staticmethod
     def of(row: Row) -> Record:
+        """The record of a row."""
         report = row.report
         record = Record.model_validate(row.model_dump(exclude={"report"}))
         if report is None:
@@ -76,12 +99,12 @@ class Record(BaseModel):
 
 
 def jsonl(rows: Sequence[Row]) -> bytes:
-    """report.jsonl: one record a line."""
+    """The content of report.jsonl: one record on each line, UTF-8."""
     return "".join(f"{Record.of(row).model_dump_json()}\n" for row in rows).encode()
 
 
 def csv(rows: Sequence[Row]) -> bytes:
-    """report.csv: the same for spreadsheets. Text that one would take for a formula gets an apostrophe in front."""
+    """The content of report.csv, for spreadsheets, UTF-8. Text like a formula gets an apostrophe in front."""
     stream = io.StringIO()
     writer = DictWriter(stream, Record.model_fields)
     writer.writeheader()
@@ -93,7 +116,7 @@ def csv(rows: Sequence[Row]) -> bytes:
 
 
 def reasons(row: Row) -> tuple[str, ...]:
-    """What is wrong with a capture, each thing once, in words that other captures share: for grouping."""
+    """The reasons why a capture is not normal, each once, without its own paths and numbers: captures share them."""
     if row.reason:
         listed = [line.removeprefix(_PROBLEM) for line in row.reason.splitlines() if line.startswith(_PROBLEM)]
         texts = [_general(text, row) for text in listed or [row.reason]]
@@ -103,6 +126,7 @@ def reasons(row: Row) -> tuple[str, ...]:
 
 
 def _general(text: str, row: Row) -> str:
+    """A message without paths, numbers and keys."""
     for name in (row.uri, row.id):
         if name:
             text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", _ANYTHING, text)
@@ -110,4 +134,5 @@ def _general(text: str, row: Row) -> str:
 
 
 def _inert(text: str) -> str:
+    """Text that no spreadsheet reads as a formula."""
     return f"'{text}" if text.startswith(_FORMULA) else text

@@ -1,9 +1,11 @@
-"""What every engine offers: views go in, raw geometry comes out."""
+"""The interface of an engine: it takes views and gives raw geometry. `fusion` and `trellis` implement it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,41 +16,103 @@ from tasks.settings import ExporterName, InferParameters
 
 
 class Output(Protocol):
-    """What an engine gives, `vertices` and `faces` among its tensors. reduced: of fewer views than it was given."""
+    """The output of an engine, in its own z-up frame."""
 
     @property
-    def vertices(self) -> NDArray[np.float32]: ...
+    def vertices(self) -> NDArray[np.float32]:
+        """(n, 3)."""
+        ...
+
     @property
-    def faces(self) -> NDArray[np.int32]: ...
+    def faces(self) -> NDArray[np.int32]:
+        """(m, 3), indices of vertices."""
+        ...
+
     @property
-    def colours(self) -> NDArray[np.float32] | None: ...
+    def colours(self) -> NDArray[np.float32] | None:
+        """(n, 3), RGB 0..1 of the vertices; None if the engine gives none."""
+        ...
+
     @property
-    def views(self) -> tuple[str, ...]: ...
+    def views(self) -> tuple[str, ...]:
+        """Names of the views that were used."""
+        ...
+
     @property
-    def reduced(self) -> bool: ...
+    def reduced(self) -> bool:
+        """True if these are fewer than the engine was given."""
+        ...
+
     @property
-    def to_capture(self) -> NDArray[np.float64] | None: ...
-    def to_safetensors(self) -> bytes: ...
+    def to_capture(self) -> NDArray[np.float64] | None:
+        """4x4 similarity to the capture's frame (metres); None if the engine does not know it."""
+        ...
+
+    def to_safetensors(self) -> bytes:
+        """The output as it is stored; `vertices` and `faces` are among its tensors."""
+        ...
 
 
-class Engine(Protocol):
-    """What turns views into geometry."""
+@dataclass(frozen=True, eq=False)
+class Textured:
+    """A textured surface from an engine's own exporter, in the engine's z-up frame."""
+
+    vertices: NDArray[np.float32]
+    """(n, 3)."""
+    faces: NDArray[np.int32]
+    """(m, 3), indices of vertices."""
+    uv: NDArray[np.float32]
+    """(n, 2), v upwards."""
+    texture: NDArray[np.uint8]
+    """(px, px, 3) sRGB; its first row is at v = 1."""
+    decimated_by: str
+    """The library that removed faces."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """Seconds by step."""
+
+
+class Engine(ABC):
+    """Turns views into geometry. Its attributes say what it can do; the last two add methods of their own."""
 
     version: str
+    """Part of the cache key: a new one for other results."""
     needs: Needs
+    """What a capture must have."""
     exporter: ExporterName
+    """The exporter that `auto` means."""
     has_weights: bool
-    closed: bool  # whether its surfaces are closed and without defects
-    shares_model: bool  # one model, loaded once, takes capture after capture; else each process runs its own
+    """True if it loads weights."""
+    closed: bool
+    """True if its surfaces are closed and without defects."""
+    shares_model: bool
+    """True if one loaded model takes capture after capture; False if each process runs its own."""
+    makes_gaussians: bool = False
+    """True if its outputs hold 3D gaussians (`splat_ply`)."""
+    exports_in_process: bool = False
+    """True if its model's process has an exporter (`to_glb`)."""
 
+    @abstractmethod
     def missing(self) -> str | None:
-        """Why it cannot run on this machine, as far as is quickly seen; weights apart."""
-        ...
+        """Say why it cannot run on this machine, None if it can. A quick look that leaves out the weights."""
 
+    @abstractmethod
     def most_views(self, parameters: InferParameters) -> int | None:
-        """How many views it takes; None: any number."""
-        ...
+        """Return the number of views that it takes; None for any number."""
 
+    @abstractmethod
     def reconstruct(
         self, views: Sequence[View], parameters: InferParameters, progress: Callable[[float], None]
-    ) -> Output: ...
+    ) -> Output:
+        """Reconstruct the views; `progress` is called with the share that is done, 0 to 1."""
+
+    def colours(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32] | None:
+        """RGB 0..1 (n, 3) of the vertices, from the tensors of a stored output; None if it has no colours."""
+        return None
+
+    def splat_ply(self, stored: bytes, transform: NDArray[np.float64]) -> bytes:
+        """The gaussians of a stored output as a .ply for splat viewers; transform: 4x4 similarity to its frame."""
+        raise NotImplementedError
+
+    def to_glb(self, stored: bytes, simplify: float, texture_px: int) -> Textured:
+        """Texture a stored output in the model's process; simplify: share of faces removed, 0 to less than 1."""
+        raise NotImplementedError

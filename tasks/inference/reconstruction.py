@@ -1,4 +1,7 @@
-"""infer: the views of a capture become raw geometry, by the engine that this machine can run."""
+"""The stage `infer`: an engine turns the views of a capture into raw geometry. The flows run it.
+
+Its result, `Reconstruction`, is read by the stages of `tasks.mesh`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,6 @@ from tasks.errors import InferenceInterrupted, StorageUnavailable
 from tasks.geometry.registration import register
 from tasks.inference.engine import Output
 from tasks.inference.registry import ENGINES, EngineChoice
-from tasks.inference.trellis.trellis_engine import TrellisOutput, vertex_colours
 from tasks.progress import progress_artifact
 from tasks.settings import InferParameters
 from tasks.stage import retried, stage
@@ -32,64 +34,66 @@ Matrix = tuple[tuple[float, float, float, float], ...]
 
 @dataclass(frozen=True)
 class Geometry:
-    """The surface of a reconstruction: vertices (n, 3) float32, faces (m, 3) int32, z-up, in the engine's frame.
-
-    colours: (n, 3) float32 RGB 0..1 where the engine gives them. to_capture: the 4x4 similarity to the capture's frame
-    (metres); None where it is not known.
-    """
+    """The surface of a reconstruction, in the engine's z-up frame."""
 
     vertices: NDArray[np.float32]
+    """(n, 3)."""
     faces: NDArray[np.int32]
+    """(m, 3), indices of vertices."""
     colours: NDArray[np.float32] | None
-    to_capture: NDArray[np.float64] | None
+    """(n, 3), RGB 0..1 of the vertices; None if the engine gives none."""
 
 
 class RegistrationSummary(BaseModel):
-    """How well a mesh of unknown pose and size was found in the capture's depth readings.
-
-    residual_m: root mean square distance of the readings near the mesh. inlier_share: of the readings near it.
-    stray_share: of the mesh, what lies in space that the views see to be free. Without `accepted` nothing was moved.
-    """
+    """How well a mesh of unknown pose and size fits the capture's depth readings."""
 
     model_config = ConfigDict(frozen=True)
 
     accepted: bool
+    """True if the fit is good enough; only then the mesh is moved to the capture's frame."""
     residual_m: float
+    """Root mean square distance to the mesh of the readings near it, in metres."""
     inlier_share: float
+    """Share of the readings that are near the mesh, 0 to 1."""
     stray_share: float
+    """Share of the mesh that lies in space which the views see to be empty, 0 to 1."""
 
 
 class Reconstruction(StoredResult):
-    """Raw geometry and appearance in the engine's z-up frame, as safetensors in the store.
-
-    views: those that were used, of `views_asked`. registration: None where the engine works in the capture's frame, or
-    the capture has no cameras and depth to register to.
-    """
+    """Raw geometry and appearance in the engine's z-up frame, as safetensors in the store."""
 
     engine: EngineChoice
+    """The engine that made it."""
     parameters: InferParameters
+    """The parameters of the inference."""
     weights: Weights | None
+    """The weights that the engine loaded; None for an engine without weights."""
     views: tuple[str, ...]
+    """Names of the views that were used."""
     views_asked: int
+    """Number of views that the engine was given."""
     to_capture: Matrix | None
+    """4x4 similarity to the capture's frame (metres); None if it is not known."""
     registration: RegistrationSummary | None
+    """How `to_capture` was found; None if the engine works in the capture's frame, or the capture has no cameras and
+    depth to register to."""
+
+    def safetensors(self) -> bytes:
+        """The engine's output (`Output.to_safetensors`), read from the store."""
+        return store().read(self, RESULT)
 
     def geometry(self) -> Geometry:
-        """The geometry, read from the store."""
-        tensors = load(store().read(self, RESULT))
-        colours = vertex_colours(tensors.get("vertex_attrs"))
-        return Geometry(tensors["vertices"], tensors["faces"], colours, self._to_capture())
+        """The surface, read from the store."""
+        tensors = load(self.safetensors())
+        return Geometry(tensors["vertices"], tensors["faces"], ENGINES[self.engine.name].colours(tensors))
 
-    def trellis_output(self) -> TrellisOutput:
-        """All that the `trellis` engine gave, read from the store."""
-        return TrellisOutput.from_safetensors(store().read(self, RESULT), self._to_capture())
-
-    def _to_capture(self) -> NDArray[np.float64] | None:
+    def similarity(self) -> NDArray[np.float64] | None:
+        """`to_capture` as an array."""
         return None if self.to_capture is None else np.array(self.to_capture)
 
 
 def spread(names: Sequence[str], limit: int | None) -> tuple[str, ...]:
-    """At most `limit` of the views, evenly spread."""
+    """Choose at most `limit` of the views, evenly spread."""
     if limit is None or limit >= len(names):
         return tuple(names)
     return tuple(names[index] for index in np.linspace(0, len(names), limit, endpoint=False).astype(int))
@@ -110,7 +114,7 @@ def _infer_key(capture: Capture, engine: EngineChoice, parameters: InferParamete
 def infer(
     folder: Path, capture: Capture, engine: EngineChoice, parameters: InferParameters, weights: Weights | None
 ) -> Reconstruction:
-    """Run the engine over the capture's views; shows its progress."""
+    """Run the engine on the capture's views and show its progress."""
     runs = ENGINES[engine.name]
     limits = [limit for limit in (parameters.views, runs.most_views(parameters)) if limit is not None]
     names = spread(capture.view_names, min(limits, default=None))
@@ -127,12 +131,12 @@ def infer(
         views_asked=len(names),
         to_capture=None if to_capture is None else tuple(map(tuple, to_capture.tolist())),
         registration=registration,
-        reusable=not output.reduced,  # with the memory free, the next run does better
+        reusable=not output.reduced,  # with more free memory the next run can use all views
     )
 
 
 def _placed(output: Output, views: Sequence[View]) -> tuple[NDArray[np.float64] | None, RegistrationSummary | None]:
-    """The similarity to the capture's frame, and how well it fits where it had to be found."""
+    """Return the similarity to the capture's frame, and how well it fits if it had to be found."""
     if output.to_capture is not None:
         return output.to_capture, None
     found = register(output.vertices, output.faces, views, output.colours)

@@ -1,4 +1,4 @@
-"""The engines that there are, and which of them a run uses."""
+"""The engines, and which of them a run uses. The flows and the stages look engines up here."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ ENGINES: dict[str, Engine] = {"fusion": Fusion(), "trellis": TRELLIS}
 
 
 class EngineChoice(BaseModel):
-    """The engine that a run uses, resolved before any key is made, and why."""
+    """The engine that a run uses. It is chosen before any cache key is made."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
+    """Its name in `ENGINES`."""
     version: str
+    """The engine's version."""
     reason: str
+    """Why this engine was chosen, for people."""
 
 
 def resolve_engine(asked: EngineName) -> EngineChoice:
-    """What `auto` means on this machine: trellis where GPU, package and weights are there, else fusion."""
+    """Choose the engine: the one that is asked for. `auto`: trellis if this machine can run it, else fusion."""
     if asked != "auto":
         return EngineChoice(name=asked, version=ENGINES[asked].version, reason="asked for")
     lacking = TRELLIS.missing() or ("its weights are not fetched" if find(bundle()) is None else None)
@@ -40,9 +43,9 @@ def resolve_engine(asked: EngineName) -> EngineChoice:
 
 
 def require_engine(engine: EngineChoice) -> None:
-    """Raise EngineUnavailable where the engine cannot run on this machine, before anything is fetched for it."""
+    """Raise EngineUnavailable if the engine cannot run on this machine, before anything is downloaded for it."""
     if (lacking := ENGINES[engine.name].missing()) is not None:
-        raise EngineUnavailable(f"engine {engine.name}: {lacking}; run `python -m flows doctor`")
+        raise EngineUnavailable(f"engine {engine.name}: {lacking}; run `capture2mesh doctor`")
 
 
 def weights_for(engine: EngineChoice, report: CaptureReport) -> Weights | None:

@@ -1,4 +1,7 @@
-"""convert_formats: the GLB as OBJ and PLY and, on request, the engine's gaussians, in the same frame."""
+"""The stage `convert_formats`: the GLB as OBJ and PLY and, on request, the engine's gaussians. The flows run it.
+
+All files share the GLB's frame.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from trimesh.visual.texture import TextureVisuals
 
 from tasks.errors import ExportFailed, InputError
 from tasks.inference.reconstruction import Reconstruction
-from tasks.inference.trellis.splats import splat_ply
+from tasks.inference.registry import ENGINES
 from tasks.mesh.export import CAPTURE_TO_GLTF, Mesh
 from tasks.settings import MeshFormat
 from tasks.stage import retried, stage
@@ -32,27 +35,30 @@ SPLAT = "splat.ply"
 
 
 class FormatFailure(BaseModel):
-    """A format that could not be made, and why."""
+    """A format that could not be written."""
 
     model_config = ConfigDict(frozen=True)
 
     format: MeshFormat
+    """Its name."""
     reason: str
+    """The error, for people."""
 
 
 class Formats(StoredResult):
-    """The mesh in further formats; a failure costs that format only."""
+    """The mesh in further formats. A format that fails is left out; the others are there."""
 
     failures: tuple[FormatFailure, ...]
+    """The formats that are left out."""
 
 
 def load_glb(data: bytes) -> trimesh.Trimesh:
-    """The one mesh of a GLB, vertices as stored (not merged)."""
+    """Load the one mesh of a GLB, with its vertices as stored (not merged)."""
     return trimesh.load_mesh(io.BytesIO(data), file_type="glb", process=False)
 
 
 def write_obj(mesh: trimesh.Trimesh, folder: Path) -> None:
-    """mesh.obj, mesh.mtl and the texture mesh.png."""
+    """Write mesh.obj, mesh.mtl and the texture mesh.png."""
     material = SimpleMaterial(image=_texture(mesh), diffuse=[255, 255, 255, 255], name="mesh")
     textured = mesh.copy()
     textured.visual = TextureVisuals(uv=mesh.visual.uv, material=material)
@@ -63,26 +69,26 @@ def write_obj(mesh: trimesh.Trimesh, folder: Path) -> None:
 
 
 def write_ply(mesh: trimesh.Trimesh, folder: Path) -> None:
-    """mesh.ply, binary, with the texture's colour at every vertex: the format has no texture."""
+    """Write mesh.ply, binary, with the texture's colour at every vertex: the format has no texture."""
     coloured = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False, vertex_normals=mesh.vertex_normals)
     coloured.visual = mesh.visual.to_color()
     (folder / "mesh.ply").write_bytes(coloured.export(file_type="ply"))
 
 
 def write_splat(reconstruction: Reconstruction, folder: Path) -> None:
-    """splat.ply: the engine's 3D gaussians, for splat viewers."""
-    if reconstruction.engine.name != "trellis":
+    """Write splat.ply: the engine's 3D gaussians, for splat viewers. Raises InputError if the engine makes none."""
+    engine, to_capture = ENGINES[reconstruction.engine.name], reconstruction.similarity()
+    if not engine.makes_gaussians:
         raise InputError(f"engine {reconstruction.engine.name} makes no gaussians")
-    output = reconstruction.trellis_output()
     to_file = np.eye(4)
     to_file[:3, :3] = CAPTURE_TO_GLTF
-    if output.to_capture is not None:
-        to_file = to_file @ output.to_capture
-    (folder / SPLAT).write_bytes(splat_ply(output, to_file))
+    if to_capture is not None:
+        to_file = to_file @ to_capture
+    (folder / SPLAT).write_bytes(engine.splat_ply(reconstruction.safetensors(), to_file))
 
 
 def convert(writers: Mapping[MeshFormat, Callable[[Path], None]], folder: Path) -> tuple[FormatFailure, ...]:
-    """Write every format; tells which could not be written, of which no file is left."""
+    """Write every format; return those that could not be written, of which no file is left."""
     failures = []
     for name, write in sorted(writers.items()):
         try:
@@ -101,7 +107,7 @@ def _convert_key(mesh: Mesh, reconstruction: Reconstruction, formats: tuple[Mesh
 def convert_formats(
     folder: Path, mesh: Mesh, reconstruction: Reconstruction, formats: tuple[MeshFormat, ...]
 ) -> Formats:
-    """Write every format asked for; what fails is left out and said."""
+    """Write every format that is asked for; a format that fails is left out and listed in the result."""
     loaded = load_glb(mesh.glb())
     writers: dict[MeshFormat, Callable[[Path], None]] = {
         "obj": partial(write_obj, loaded),
@@ -113,7 +119,7 @@ def convert_formats(
 
 
 def _convert(write: Callable[[Path], None], folder: Path) -> None:
-    """Raises ExportFailed, leaving no file of the format, whatever the writer met."""
+    """Write one format. Any error removes the format's files and is raised as ExportFailed."""
     before = set(folder.iterdir())
     try:
         write(folder)

@@ -1,4 +1,4 @@
-"""export_glb: raw geometry becomes a closed, textured GLB with a PBR material."""
+"""The stage `export_glb`: raw geometry becomes a closed, textured GLB with a PBR material. The flows run it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tasks.errors import ExportFailed, InputError
 from tasks.geometry.mesh_repair import repair, simplify, solidify
 from tasks.geometry.texture import Unwrapped, VertexColours, bake, unwrap, vertex_normals
 from tasks.inference.reconstruction import Reconstruction
-from tasks.inference.registry import ENGINES, TRELLIS, EngineChoice, require_engine
+from tasks.inference.registry import ENGINES, EngineChoice, require_engine
 from tasks.settings import ExporterName, ExportParameters
 from tasks.stage import retried, stage
 from tasks.store.results import StoredResult, store
@@ -32,28 +32,36 @@ CAPTURE_TO_GLTF = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=np.float32)
 
 
 class Mesh(StoredResult):
-    """`mesh.glb`: y-up, metres where `metric`.
-
-    texture_coverage: share of the surface's texels that a view saw; None where the views did not paint it.
-    decimated_by: the library that removed faces.
-    """
+    """The textured mesh: `mesh.glb`, y-up."""
 
     exporter: ExporterName
+    """The exporter that made it."""
     decimated_by: str
+    """The library that removed faces."""
     texture_px: int
+    """Width and height of the texture, in pixels."""
     texture_coverage: float | None
+    """Share of the surface's texels that a view saw, 0 to 1; None if the texture is not made from the views."""
     metric: bool
+    """True if it is in the capture's frame and in metres; False if its size is unknown."""
 
     def glb(self) -> bytes:
+        """`mesh.glb`, read from the store."""
         return store().read(self, GLB)
 
 
 def exporter_of(engine: EngineChoice, parameters: ExportParameters) -> ExporterName:
-    """The exporter that is asked for, or the engine's own choice; raises InputError where it cannot be."""
-    chosen = ENGINES[engine.name].exporter if parameters.exporter == "auto" else parameters.exporter
-    if chosen == "to_glb" and engine.name != "trellis":
-        raise InputError(f"export.exporter=to_glb: engine {engine.name} makes no gaussians; use native, or trellis")
+    """Return the exporter that is asked for; `auto`: the engine's choice. Raises InputError if the engine lacks it."""
+    runs = ENGINES[engine.name]
+    chosen = runs.exporter if parameters.exporter == "auto" else parameters.exporter
+    if chosen != "native" and not runs.exports_in_process:
+        raise InputError(f"export.exporter={chosen}: engine {engine.name} makes no gaussians; use native")
     return chosen
+
+
+def exports_in_process(engine: EngineChoice, parameters: ExportParameters) -> bool:
+    """Return whether the export runs in the process of the engine's model, so where the inference runs."""
+    return exporter_of(engine, parameters) != "native"
 
 
 def _export_key(reconstruction: Reconstruction, capture: Capture, parameters: ExportParameters) -> Any:
@@ -62,13 +70,14 @@ def _export_key(reconstruction: Reconstruction, capture: Capture, parameters: Ex
 
 @stage(key=_export_key, version="1", **retried(EXPORT_RETRIES))
 def export_glb(folder: Path, reconstruction: Reconstruction, capture: Capture, parameters: ExportParameters) -> Mesh:
-    """Make the textured GLB: by our own steps (native), or by upstream's to_glb in the model's process."""
-    exporter = exporter_of(reconstruction.engine, parameters)
-    export = _to_glb if exporter == "to_glb" else _native
-    exported = export(reconstruction, capture, parameters)
+    """Make the textured GLB: by our own steps (native), or by the engine's exporter in its model's process."""
+    if exports_in_process(reconstruction.engine, parameters):
+        exported = _in_process(reconstruction, parameters)
+    else:
+        exported = _native(reconstruction, capture, parameters)
     (folder / GLB).write_bytes(glb_of(exported.unwrapped, exported.texture))
     return Mesh(
-        exporter=exporter,
+        exporter=exporter_of(reconstruction.engine, parameters),
         decimated_by=exported.decimated_by,
         texture_px=parameters.texture_px,
         texture_coverage=exported.coverage,
@@ -78,19 +87,22 @@ def export_glb(folder: Path, reconstruction: Reconstruction, capture: Capture, p
 
 @dataclass(frozen=True)
 class _Exported:
-    """A textured surface, z-up, in the capture's frame where that is known."""
+    """A textured surface, z-up; in the capture's frame if that is known, else in the engine's."""
 
     unwrapped: Unwrapped
-    texture: NDArray[np.uint8]
-    coverage: float | None
+    texture: NDArray[np.uint8]  # (px, px, 3) sRGB
+    coverage: float | None  # as Mesh.texture_coverage
     decimated_by: str
 
 
 def _native(reconstruction: Reconstruction, capture: Capture, parameters: ExportParameters) -> _Exported:
-    """Simplify, close, unwrap and bake the texture: from the views where the mesh lies in their frame, beneath them
-    and elsewhere from the dense mesh's own colours."""
-    geometry = reconstruction.geometry()
-    dense = in_capture_frame(geometry.vertices, geometry.to_capture)
+    """Simplify, close, unwrap and bake the texture.
+
+    The texture comes from the views if the mesh lies in their frame; what they do not show, and any other mesh, gets
+    the colours of the dense mesh.
+    """
+    geometry, to_capture = reconstruction.geometry(), reconstruction.similarity()
+    dense = in_capture_frame(geometry.vertices, to_capture)
     colours = None if geometry.colours is None else VertexColours(dense, geometry.colours)
     try:
         if ENGINES[reconstruction.engine.name].closed:
@@ -100,24 +112,24 @@ def _native(reconstruction: Reconstruction, capture: Capture, parameters: Export
     except ValueError as error:
         raise ExportFailed(f"{capture.id}: {error}") from error
     unwrapped = unwrap(vertices, faces, parameters.texture_px)
-    views = [] if geometry.to_capture is None else capture.views(reconstruction.views)
+    views = [] if to_capture is None else capture.views(reconstruction.views)
     texture, coverage = bake(unwrapped, views, parameters.texture_px, colours)
     return _Exported(unwrapped, texture, coverage, FAST_SIMPLIFICATION)
 
 
-def _to_glb(reconstruction: Reconstruction, capture: Capture, parameters: ExportParameters) -> _Exported:
-    """Upstream's exporter; its licences do not allow commercial use."""
+def _in_process(reconstruction: Reconstruction, parameters: ExportParameters) -> _Exported:
+    """Export with the engine's own exporter."""
     require_engine(reconstruction.engine)
-    output = reconstruction.trellis_output()
-    textured = TRELLIS.to_glb(output, parameters.simplify, parameters.texture_px)
-    vertices = in_capture_frame(textured.vertices, output.to_capture)
+    engine = ENGINES[reconstruction.engine.name]
+    textured = engine.to_glb(reconstruction.safetensors(), parameters.simplify, parameters.texture_px)
+    vertices = in_capture_frame(textured.vertices, reconstruction.similarity())
     _, source = np.unique(vertices, axis=0, return_inverse=True)  # smooth normals across the seams
     unwrapped = Unwrapped(vertices, textured.faces, textured.uv, source.reshape(-1).astype(np.int32))
     return _Exported(unwrapped, textured.texture, None, textured.decimated_by)
 
 
 def in_capture_frame(vertices: NDArray[np.float32], to_capture: NDArray[np.float64] | None) -> NDArray[np.float32]:
-    """Vertices (n, 3) by the similarity, where there is one."""
+    """Move vertices (n, 3) by a 4x4 similarity; without one they stay."""
     if to_capture is None:
         return vertices
     moved: NDArray[np.float32] = trimesh.transform_points(vertices, to_capture).astype(np.float32)
@@ -125,7 +137,7 @@ def in_capture_frame(vertices: NDArray[np.float32], to_capture: NDArray[np.float
 
 
 def glb_of(unwrapped: Unwrapped, texture: NDArray[np.uint8]) -> bytes:
-    """A GLB, y-up, with smooth normals and a matt PBR material; texture (px, px, 3) uint8 sRGB."""
+    """Make a GLB, y-up, with smooth normals and a matt PBR material, of a z-up surface; texture: (px, px, 3) sRGB."""
     material = PBRMaterial(
         name="mesh",
         baseColorTexture=Image.fromarray(texture),

@@ -1,16 +1,19 @@
-"""publish: the asset appears at `<output>/<capture id>/<run key>/`, whole or not at all; `latest.json` moves to it."""
+"""The step publish: the asset appears at `<output>/<capture id>/<run key>/`, and `latest.json` moves to it.
+
+A local asset appears whole or not at all; on object storage it counts once `_SUCCESS` is there. Called by the flows.
+The planning of datasets and the receivers of uploads ask here for what is published.
+"""
 
 from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
 
-from prefect import task
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from tasks.capture.capture_checks import CaptureReport
 from tasks.capture.stage_capture import Capture
-from tasks.errors import StorageError, StorageUnavailable
+from tasks.errors import StorageUnavailable, storage_errors
 from tasks.geometry.registration import MIN_INLIERS
 from tasks.inference.reconstruction import Reconstruction
 from tasks.inference.registry import EngineChoice
@@ -20,19 +23,9 @@ from tasks.mesh.validate import MeshReport
 from tasks.progress import StageTiming
 from tasks.report import CaptureSummary, Check, EngineSummary, Report, status_of
 from tasks.settings import PIPELINE_VERSION, Parameters
-from tasks.stage import UNCACHED, retried
-from tasks.store.location import (
-    FileEntry,
-    Location,
-    Manifest,
-    locked,
-    precondition_failed,
-    sha256_of,
-    storage_errors,
-    take_place,
-    working_folder,
-    write_atomically,
-)
+from tasks.stage import retried, step
+from tasks.store.local_files import locked, take_place, working_folder, write_atomically
+from tasks.store.location import FileEntry, Location, Manifest, parsed_or_none, sha256_of
 from tasks.store.results import cache_key, store
 
 RUN_KEY_LENGTH = 16
@@ -41,38 +34,51 @@ _POINTER_TRIES = 10
 
 
 class Published(BaseModel):
-    """A report, and the URL of the folder that it lies in."""
+    """A published asset."""
 
     model_config = ConfigDict(frozen=True)
 
     url: str
+    """Path or URL of its folder."""
     report: Report
+    """Its report, with the timing of `publish` too."""
 
 
 class Latest(BaseModel):
     """latest.json: the newest result of a capture."""
 
     run_key: str
+    """Key of the run that made it; names its folder."""
     upload_key: str
+    """Key of the upload that it was made of, with engine and parameters."""
     uploaded_at: datetime
+    """Time of the newest file of that upload."""
     report: str
+    """Path of its report.json, relative to the capture's folder."""
 
 
 class Results(BaseModel):
-    """All that a run has made, ready to be published."""
+    """The results of all stages of a run, ready to be published."""
 
     model_config = ConfigDict(frozen=True)
 
     capture: Capture
+    """The capture by content."""
     capture_report: CaptureReport
+    """Its views and warnings."""
     engine: EngineChoice
+    """The engine, and why it was chosen."""
     reconstruction: Reconstruction
+    """The raw geometry."""
     mesh: Mesh
+    """The textured GLB."""
     formats: Formats
+    """The other formats."""
     mesh_report: MeshReport
+    """Measurements, checks and previews of the mesh."""
 
     def report(self, parameters: Parameters, stages: tuple[StageTiming, ...]) -> Report:
-        """report.json, as it is published."""
+        """Make the content of report.json."""
         checks = (*self.mesh_report.checks, *self._checks())
         return Report(
             capture=CaptureSummary(
@@ -95,12 +101,12 @@ class Results(BaseModel):
 
     @property
     def outputs(self) -> tuple[FileEntry, ...]:
-        """The published files, sorted by path; report, manifest and marker come on top."""
+        """The published files, sorted by path, without report, manifest and marker."""
         previews = [entry for entry in self.mesh_report.outputs if entry.path.startswith("previews/")]
         return tuple(sorted((*self.mesh.outputs, *self.formats.outputs, *previews), key=lambda entry: entry.path))
 
     def read(self, path: str) -> bytes:
-        """The content of a published file, from the stage that made it."""
+        """Read the content of a published file from the stage that made it."""
         owner = next(
             result
             for result in (self.mesh, self.formats, self.mesh_report)
@@ -127,9 +133,9 @@ class Results(BaseModel):
 
 
 def run_key(reconstruction: Reconstruction, capture: Capture, parameters: Parameters) -> str:
-    """Short digest of all that determines the asset: the same work publishes to the same place.
+    """Make a short digest of all that determines the asset: the same work is published in the same place.
 
-    A result of fewer views than asked for, for want of memory, is not the same work.
+    A result of fewer views than asked for (for lack of memory) is other work.
     """
     engine, weights = reconstruction.engine, reconstruction.weights
     content = [capture.digest, engine.name, engine.version, parameters, weights.bundle if weights else None]
@@ -138,14 +144,12 @@ def run_key(reconstruction: Reconstruction, capture: Capture, parameters: Parame
     return cache_key("run", PIPELINE_VERSION, content)[:RUN_KEY_LENGTH]
 
 
-@task(
-    name="publish",
-    task_run_name="publish",
-    **UNCACHED,
-    **retried(PUBLISH_RETRIES, StorageUnavailable),
-)
+@step(**retried(PUBLISH_RETRIES, StorageUnavailable))
 def publish(results: Results, report: Report, output: str, key: str, upload: str) -> str:
-    """Publish the asset and give its URL; what is published and verifies is left as it is."""
+    """Publish the asset and give the URL of its folder; a whole asset that is there already is not written again.
+
+    key: run key. upload: upload key.
+    """
     root = Location.of(output) / results.capture.id
     folder = root / key
     if not is_published(folder):
@@ -166,22 +170,30 @@ def publish(results: Results, report: Report, output: str, key: str, upload: str
 
 
 def is_published(folder: Location) -> bool:
-    """Whether `_SUCCESS` is there and every file has the content its manifest says."""
+    """Return whether `_SUCCESS` is there and the content of every file has the digest in the manifest."""
     if (folder / "_SUCCESS").size() is None:
         return False
-    data = (folder / "manifest.json").read_or_none()
-    try:
-        manifest = Manifest.model_validate_json(data or b"")
-    except ValidationError:
-        return False
-    return all(
+    manifest = parsed_or_none(Manifest, (folder / "manifest.json").read_or_none())
+    return manifest is not None and all(
         (content := (folder / entry.path).read_or_none()) is not None and sha256_of(content) == entry.sha256
         for entry in manifest.files
     )
 
 
+def published_folder(output: str, capture_id: str, upload_key: str) -> str | None:
+    """Find the newest result of a capture; None if it is of another upload or was removed.
+
+    Gives its folder, relative to the output.
+    """
+    published = Location.of(output) / capture_id
+    latest = parsed_or_none(Latest, (published / "latest.json").read_or_none())
+    if latest is None or latest.upload_key != upload_key:
+        return None
+    return None if (published / latest.run_key / "_SUCCESS").size() is None else f"{capture_id}/{latest.run_key}"
+
+
 def _write(folder: Location, files: dict[str, bytes]) -> None:
-    """All files, then the manifest, then `_SUCCESS`; in a local folder all of them by one rename."""
+    """Write all files, then the manifest, then `_SUCCESS`; a local folder appears by one rename."""
     entries = [FileEntry(path=path, bytes=len(data), sha256=sha256_of(data)) for path, data in sorted(files.items())]
     manifest = Manifest(schema=1, files=tuple(entries)).model_dump_json(by_alias=True, indent=1).encode()
     contents = {**files, "manifest.json": manifest, "_SUCCESS": b""}
@@ -198,40 +210,27 @@ def _write(folder: Location, files: dict[str, bytes]) -> None:
 
 
 def _move_latest(pointer: Location, latest: Latest) -> None:
-    """Let latest.json name this result unless it names one of a newer upload."""
+    """Let latest.json name this result, unless it names one of a newer upload."""
     if pointer.local:
         path = Path(pointer.path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.parent), storage_errors(str(path)):
             for abandoned in path.parent.glob(f".{path.name}.*.tmp"):
-                abandoned.unlink()  # whoever was writing it does not hold the lock any more
+                abandoned.unlink()  # a process that still wrote it would hold the lock
             if _newer(latest, pointer.read_or_none()):
                 pointer.write(_json(latest))
         return
     for _ in range(_POINTER_TRIES):
-        try:
-            etag = pointer.info()["ETag"]
-        except FileNotFoundError:
-            condition = {"IfNoneMatch": "*"}
-        else:
-            condition = {"IfMatch": etag}
-            if not _newer(latest, pointer.read_or_none()):
-                return
-        try:
-            pointer.write(_json(latest), **condition)
+        etag = pointer.etag()
+        if not _newer(latest, pointer.read_or_none()) or pointer.write_if(etag, _json(latest)):
             return
-        except (StorageError, FileExistsError) as error:
-            if not precondition_failed(error):
-                raise
     raise StorageUnavailable(f"{pointer.url}: other runs keep moving it")
 
 
-def _newer(latest: Latest, current: bytes | None) -> bool:
-    """Whether `latest` may replace the current pointer; one that cannot be read may be replaced."""
-    try:
-        return Latest.model_validate_json(current or b"").uploaded_at <= latest.uploaded_at
-    except ValidationError:
-        return True
+def _newer(latest: Latest, content: bytes | None) -> bool:
+    """True if `latest` may replace the pointer of this content; one that cannot be read may be replaced."""
+    current = parsed_or_none(Latest, content)
+    return current is None or current.uploaded_at <= latest.uploaded_at
 
 
 def _json(latest: Latest) -> bytes:

@@ -1,4 +1,4 @@
-"""validate_mesh: measure the GLB as a reader would load it, compare with the limits, and take its picture."""
+"""The stage `validate_mesh`: measures the GLB as readers load it, checks it, renders previews. The flows run it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tasks.settings import Limits
 from tasks.stage import stage
 from tasks.store.results import StoredResult
 
-# azimuth and elevation in degrees: all around, then from above and from below
+# Azimuth and elevation in degrees: all around, then from above and from below
 PREVIEWS = ((30, 20), (120, 20), (210, 20), (300, 20), (30, 70), (30, -50))
 PREVIEW_SHEET = "previews.jpg"
 PREVIEW_PX = 400
 SHEET_PX = 300
 SHEET_JPEG_QUALITY = 85
-# a box has no more than these
+# A box has no more than these
 PLACEHOLDER_VERTICES, PLACEHOLDER_FACES = 8, 12
 _POINTS_PER_VIEW = 1000
 _THREADS = 2
@@ -37,14 +37,16 @@ _SURFACE_SAMPLES = 100_000
 
 
 class MeshReport(StoredResult):
-    """What the mesh is, every check with its limit, and `previews/*.png` with `previews.jpg`, all of them on a page."""
+    """The measured mesh. Its files: `previews/*.png`, and `previews.jpg` with all of them side by side."""
 
     mesh: MeshSummary
+    """The measurements."""
     checks: tuple[Check, ...]
+    """Every check with its limit; those of the floor come first."""
 
 
 def measure(glb: bytes, mesh: Mesh) -> tuple[trimesh.Trimesh, MeshSummary]:
-    """Load a GLB and measure it; topology on the vertices welded by position (texture seams split them)."""
+    """Load a GLB and measure it; topology after welding by position, because texture seams split vertices."""
     loaded = load_glb(glb)
     welded = weld(loaded)
     return loaded, MeshSummary(
@@ -64,21 +66,21 @@ def measure(glb: bytes, mesh: Mesh) -> tuple[trimesh.Trimesh, MeshSummary]:
 
 
 def weld(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
-    """The same surface with one vertex a position."""
+    """Return the same surface with one vertex for each position."""
     welded = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
     welded.merge_vertices(merge_tex=True, merge_norm=True)
     return welded
 
 
 def captured_share(mesh: trimesh.Trimesh, points: NDArray[np.float32], distance: float) -> float:
-    """Share of captured points (n, 3), in the GLB's frame, within `distance` of the surface."""
+    """Return the share of captured points (n, 3), in the GLB's frame, that are within `distance` of the surface."""
     surface, _ = trimesh.sample.sample_surface(mesh, _SURFACE_SAMPLES, seed=0)
     nearest, _ = cKDTree(surface).query(points, distance_upper_bound=distance)
     return float(np.isfinite(nearest).mean())
 
 
 def captured_points(views: list[View]) -> NDArray[np.float32]:
-    """Foreground depth readings as points (n, 3), evenly thinned, in the GLB's frame."""
+    """Return the views' foreground depth readings as points (n, 3), evenly thinned, in the GLB's frame, metres."""
     points = [np.empty((0, 3), np.float32)]
     for view in views:
         if view.depth is None or view.camera is None:
@@ -95,7 +97,7 @@ def captured_points(views: list[View]) -> NDArray[np.float32]:
 def checks_of(
     loaded: trimesh.Trimesh, summary: MeshSummary, points: NDArray[np.float32], limits: Limits
 ) -> tuple[Check, ...]:
-    """Every check; those of the floor first."""
+    """Make every check; those of the floor come first. points: as from `captured_points`; may be empty."""
 
     def at_least(name: str, value: float, limit: float, floor: bool = False) -> Check:
         return Check(name=name, passed=value >= limit, value=value, limit=limit, floor=floor)
@@ -132,7 +134,7 @@ def checks_of(
 
 
 def has_appearance(mesh: trimesh.Trimesh) -> bool:
-    """Whether it has a texture with coordinates, or colours of its own."""
+    """True if the mesh has a texture with coordinates, or colours of its own."""
     if mesh.visual.kind == "texture":
         return mesh.visual.uv is not None and getattr(mesh.visual.material, "baseColorTexture", None) is not None
     return mesh.visual.kind in ("vertex", "face")
@@ -144,7 +146,7 @@ def _mesh_key(mesh: Mesh, capture: Capture, limits: Limits) -> Any:
 
 @stage(key=_mesh_key, version="1")
 def validate_mesh(folder: Path, mesh: Mesh, capture: Capture, limits: Limits) -> MeshReport:
-    """Measure, check and picture the mesh; a mesh below the floor is a result, not an error."""
+    """Measure, check and render the mesh; a mesh below the floor is a result, not an error."""
     loaded, summary = measure(mesh.glb(), mesh)
     points = captured_points(capture.views()) if mesh.metric else np.empty((0, 3), np.float32)
     checks = checks_of(loaded, summary, points, limits)
@@ -160,12 +162,12 @@ def validate_mesh(folder: Path, mesh: Mesh, capture: Capture, limits: Limits) ->
 
 
 def picture_of(mesh: trimesh.Trimesh, azimuth_deg: float, elevation_deg: float) -> Image.Image:
-    """One preview of the mesh."""
+    """Render one preview of the mesh."""
     return Image.fromarray(preview(mesh, azimuth_deg=azimuth_deg, elevation_deg=elevation_deg, size=PREVIEW_PX))
 
 
 def sheet_of(pictures: list[Image.Image]) -> bytes:
-    """The previews side by side, as a JPEG small enough for an artifact."""
+    """Put the previews side by side, as a JPEG small enough for an artifact."""
     columns = max(1, (len(pictures) + 1) // 2)
     sheet = Image.new("RGB", (columns * SHEET_PX, 2 * SHEET_PX))
     for index, picture in enumerate(pictures):

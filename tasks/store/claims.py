@@ -1,14 +1,13 @@
-"""Who works on an upload, and how often it has failed: what many runs on many machines have to agree on.
+"""Claims on uploads, and their failures: what many runs on many machines have to agree on.
 
-It lies in the store, `<store>/_ledger/claims|failures/<key>`, by output and upload key: what is uploaded anew, or asked
-for with other parameters, starts with a clean sheet.
+They lie in the store at `<store>/_ledger/claims|failures/<key>`. The key is made of the output and the upload key, so a
+new upload, or other parameters, start without failures. Called by the flows, the receivers of uploads and the planning
+of datasets.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import threading
 import uuid
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from tasks.errors import (
     Capture2MeshError,
@@ -29,9 +28,11 @@ from tasks.errors import (
     MeshRejected,
     PublishedAsset,
     StorageError,
+    storage_errors,
 )
 from tasks.settings import settings
-from tasks.store.location import Location, precondition_failed, sha256_of, storage_errors
+from tasks.store.local_files import locked
+from tasks.store.location import Location, parsed_or_none, sha256_of
 from tasks.store.results import store
 
 LEASE_SECONDS = 60.0
@@ -42,42 +43,45 @@ log = logging.getLogger(__name__)
 
 
 class Failure(BaseModel):
-    """What is known of an upload that failed.
-
-    attempts: all of them. strikes: those that were the capture's own fault. final: it is not tried again until its
-    content changes or a person asks.
-    """
+    """The failures of one upload."""
 
     model_config = ConfigDict(frozen=True)
 
     capture: str
+    """URI of the capture."""
     upload_key: str
+    """Key of the upload, with engine and parameters."""
     attempts: int
+    """Number of all failed attempts."""
     strikes: int
+    """Number of attempts that failed by the capture's own fault."""
     final: bool
+    """True if it is not tried again until its content changes or a person asks for it."""
     kind: Literal["refused", "failed"]
+    """`refused`: the capture does not have what the engine needs."""
     reason: str
+    """Message of the last error."""
     folder: str
+    """Folder of the rejected mesh below the output; empty if none is published."""
     at: datetime
+    """Time of the last failure, UTC."""
 
     @property
     def retry_at(self) -> datetime:
-        """When it may be tried again: later each time, for what is wrong with a machine does not mend in a second."""
+        """Time of the next try: the wait doubles from RETRY_BASE to RETRY_LIMIT, as a faulty machine needs time."""
         return self.at + min(RETRY_BASE * 2 ** min(self.attempts - 1, 10), RETRY_LIMIT)
 
 
 def failure_of(output: str, upload_key: str) -> Failure | None:
-    """The failure of an upload, None where it has none (any more)."""
-    try:
-        return Failure.model_validate_json(_failure(output, upload_key).read_or_none() or b"")
-    except ValidationError:
-        return None
+    """Read the failures of an upload; None if it has none, or they are forgotten."""
+    return parsed_or_none(Failure, _failure(output, upload_key).read_or_none())
 
 
 def record_failure(output: str, upload_key: str, capture: str, error: BaseException) -> Failure:
-    """Remember one more failure. Refused captures are final at once, others after `settings().attempts` strikes.
+    """Record one more failure and give all that is known.
 
-    What is wrong with the machine, the weights or the storage is no fault of the capture and never final.
+    A refused capture is final at once, others are after `settings().attempts` strikes. Faults of the machine, the
+    weights or the storage are not the capture's fault and never final.
     """
     before = failure_of(output, upload_key)
     refused = isinstance(error, (CaptureRefused, MeshRejected))
@@ -99,16 +103,16 @@ def record_failure(output: str, upload_key: str, capture: str, error: BaseExcept
 
 
 def forget_failure(output: str, upload_key: str) -> None:
-    """It works now, or a person asks for another try."""
+    """Remove the record: the upload works now, or a person asks for another try."""
     _failure(output, upload_key).delete()
 
 
 @contextmanager
 def failures_recorded(output: str, upload_key: str, capture: str) -> Iterator[None]:
-    """Within the block an upload is worked on: what it raises is remembered, and its end forgets earlier failures."""
+    """Record what the block raises as a failure of the upload; if it raises nothing, forget earlier failures."""
     try:
         yield
-    except CaptureReplaced:  # nobody will ask for it again
+    except CaptureReplaced:  # this upload is gone
         raise
     except Exception as error:
         record_failure(output, upload_key, capture, error)
@@ -118,7 +122,7 @@ def failures_recorded(output: str, upload_key: str, capture: str) -> Iterator[No
 
 
 class Claims:
-    """What this process works on. On object storage a claim is a lease that a thread renews while the process lives."""
+    """The claims of this process. On object storage a claim is a lease that a thread renews while the process lives."""
 
     def __init__(self) -> None:
         self._leases: set[_Lease] = set()
@@ -134,7 +138,7 @@ class Claims:
 
     @contextmanager
     def claimed(self, output: str, upload_key: str) -> Iterator[bool]:
-        """Whether the upload is this process's for the block; False where another, living one has it."""
+        """Claim an upload for the block; gives False if another living process, or another thread, has claimed it."""
         location = _ledger("claims", output, upload_key)
         with _lock(location) if location.local else self._lease(location) as mine:
             yield mine
@@ -162,86 +166,64 @@ class Claims:
 
 
 class _Lease:
-    """An object that is written anew while its holder lives; by the storage's clock it is over when it gets old."""
+    """An object that its holder writes again and again; it ends LEASE_SECONDS after the last write, by S3's clock."""
 
     def __init__(self, location: Location) -> None:
         self.location = location
-        self._holder, self._count, self._etag = uuid.uuid4().hex, 0, ""
+        self._holder, self._count = uuid.uuid4().hex, 0
+        self._etag: str | None = None
         self._lock = threading.Lock()
 
     def taken(self) -> bool:
-        """Take it where nobody holds it, or its holder is dead."""
-        if self._written(IfNoneMatch="*"):
+        """Take it if nobody holds it, or if its holder is dead; gives True if it is taken."""
+        if self._written(None):
             return True
         try:
             held = self.location.info()
         except FileNotFoundError:
-            return self._written(IfNoneMatch="*")
+            return self._written(None)
         age = self.location.now() - held["LastModified"]
-        return age.total_seconds() > LEASE_SECONDS and self._written(IfMatch=held["ETag"])
+        return age.total_seconds() > LEASE_SECONDS and self._written(held["ETag"])
 
     def renew(self) -> None:
+        """Write it again; logs an error if another process has taken it over."""
         with self._lock:
-            if self._etag and not self._written(IfMatch=self._etag):
-                self._etag = ""
+            if self._etag and not self._written(self._etag):
+                self._etag = None
                 log.error("claim %s was taken over: this process was thought dead", self.location.url)
 
     def end(self) -> None:
+        """Remove it, unless another process has taken it over."""
         with self._lock:
-            if self._etag and self._written(IfMatch=self._etag):  # still ours
+            if self._etag and self._written(self._etag):  # still ours
                 self.location.delete()
-            self._etag = ""
+            self._etag = None
 
-    def _written(self, **condition: str) -> bool:
-        # other content each time, so that a take-over that has looked before this does not match
+    def _written(self, etag: str | None) -> bool:
+        # other content each time: a take-over that read the etag before this write then fails
         self._count += 1
-        try:
-            self.location.write(f"{self._holder} {self._count}".encode(), **condition)
-        except FileNotFoundError:  # what S3 says where somebody has removed it
-            if "IfMatch" not in condition:
-                raise
+        if not self.location.write_if(etag, f"{self._holder} {self._count}".encode()):
             return False
-        except (StorageError, FileExistsError) as error:
-            if not precondition_failed(error):
-                raise
-            return False
-        self._etag = self.location.etag() or ""
+        self._etag = self.location.etag()
         return True
 
 
 @contextmanager
 def _lock(location: Location) -> Iterator[bool]:
-    """A lock on a file: it ends with the process, however that ends."""
+    """A claim in a local store: a lock on a file, which is removed at the end of the work."""
     path = Path(location.path)
     with storage_errors(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
+    with locked(path, create=True, wait=False) as mine:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        if not _names(path, descriptor):  # who held it has removed it since it was opened here: the work is done
-            yield False
-            return
-        try:
-            yield True
+            yield mine
         finally:
-            path.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
-
-
-def _names(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+            if mine:
+                path.unlink(missing_ok=True)
 
 
 def _of_the_machine(error: BaseException) -> bool:
-    """Whether another machine, or this one once mended, would do it; unknown errors count against the capture."""
+    """True if the fault is not the capture's, so that a sound machine can do it; unknown errors are the capture's."""
     own = (InferenceFailed, InferenceInterrupted, ExportFailed)
     return isinstance(error, Capture2MeshError) and not isinstance(error, own)
 

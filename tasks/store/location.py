@@ -1,16 +1,14 @@
-"""Folders and buckets alike: fsspec file systems, with the faults of storage as errors of this project."""
+"""Locations: folders and buckets behind one interface, by fsspec; and the files that manifests list.
+
+Used by everything that reads or writes captures, the store, the output or the weights. Faults of the storage are raised
+as errors of this project.
+"""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import os
-import shutil
-import socket
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -18,14 +16,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import fsspec
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tasks.errors import InputError, StorageError, StorageUnavailable
+from tasks.errors import InputError, StorageError, StorageUnavailable, storage_errors
+from tasks.store.local_files import write_atomically
 
 MEBIBYTE = 2**20
 
-# s3fs: its listing cache hides what others upload, and its default block size costs 1 GiB of memory for a 1 GiB file.
-# Endpoint, region and keys come from the standard AWS_* environment variables.
+# s3fs: its listing cache hides new uploads of others, and with its default block size a file of 1 GiB needs 1 GiB of
+# memory. Endpoint, region and keys come from the standard AWS_* environment variables.
 S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
     "default_block_size": 8 * MEBIBYTE,
@@ -38,36 +37,41 @@ S3_OPTIONS: dict[str, Any] = {
     },
 }
 _UPLOAD_CHUNK = 16 * MEBIBYTE
-_RENAME_TRIES = 3
-# what S3 says of a conditional write that another one forestalled
+# S3's answers to a conditional write that came too late
 _LOST_WRITE = ("PreconditionFailed", "ConditionalRequestConflict")
 
-T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 
 class FileEntry(BaseModel):
-    """One file of a manifest: its path relative to the manifest's folder, its size and its content's digest."""
+    """One file of a manifest."""
 
     model_config = ConfigDict(frozen=True)
 
     path: str
+    """Relative to the manifest's folder, with `/` between its parts."""
     bytes: int = Field(ge=0)
+    """Size of the content."""
     sha256: str
+    """Digest of the content, 64 hex digits."""
 
 
 class Manifest(BaseModel):
-    """The one shape of every manifest in the project."""
+    """A list of files; every manifest of the project has this shape."""
 
     schema_: Literal[1] = Field(1, alias="schema")
+    """Version of the shape."""
     files: tuple[FileEntry, ...]
+    """The files below the manifest's folder, without the manifest."""
 
 
 def sha256_of(data: bytes) -> str:
+    """Digest of the data, 64 hex digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def entries_of(folder: Path) -> tuple[FileEntry, ...]:
-    """What lies in a local folder, sorted by path."""
+    """Entries of all files below a local folder, sorted by path."""
     return tuple(
         FileEntry(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=file_sha256(path))
         for path in sorted(folder.rglob("*"))
@@ -76,46 +80,25 @@ def entries_of(folder: Path) -> tuple[FileEntry, ...]:
 
 
 def file_sha256(path: Path) -> str:
+    """Digest of a local file's content, 64 hex digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-@contextmanager
-def storage_errors(where: str) -> Iterator[None]:
-    """Faults below `where` become StorageError; what can get better, StorageUnavailable.
-
-    FileNotFoundError and FileExistsError pass: they answer a question.
-    """
-    try:
-        yield
-    except (FileNotFoundError, FileExistsError):
-        raise
-    except PermissionError as error:
-        raise StorageError(f"{where}: access denied ({error}); check the permissions or the AWS_* keys") from error
-    except OSError as error:
-        if where.startswith("/"):
-            raise StorageError(f"{where}: {error}; check the disk") from error
-        raise StorageUnavailable(f"{where}: {error}; check the network and the endpoint") from error
-    except Exception as error:
-        # botocore and aiohttp have no common base class with OSError; everything else is a fault of ours
-        module = type(error).__module__.partition(".")[0]
-        if module not in ("botocore", "aiobotocore", "aiohttp"):
-            raise
-        kind = StorageError if "Credentials" in type(error).__name__ else StorageUnavailable
-        raise kind(f"{where}: {error}; check the endpoint and the AWS_* keys") from error
-
-
 @dataclass(frozen=True)
 class Location:
-    """A folder on any fsspec file system. `path` has no protocol; local paths are absolute."""
+    """A file or folder on any fsspec file system."""
 
     fs: fsspec.AbstractFileSystem
+    """The file system that it is on."""
     path: str
+    """Path on the file system, without protocol; absolute if it is local."""
     local: bool
+    """True for a path of this machine."""
 
     @staticmethod
     def of(url: str | Path) -> Location:
-        """The location of a local path or of an fsspec URL; raises InputError for an unknown protocol."""
+        """Give the location of a local path or of an fsspec URL; raises InputError for an unknown protocol."""
         text = str(url)
         options = S3_OPTIONS if text.startswith(("s3://", "s3a://")) else {}
         try:
@@ -127,6 +110,7 @@ class Location:
 
     @property
     def url(self) -> str:
+        """The local path, or the URL with its protocol."""
         return self.path if self.local else self.fs.unstrip_protocol(self.path)
 
     @property
@@ -138,37 +122,40 @@ class Location:
         return Location(self.fs, f"{self.path}/{name}", self.local)
 
     def read(self) -> bytes:
+        """Read the whole file; raises FileNotFoundError if there is none."""
         with storage_errors(self.url):
             data: bytes = self.fs.cat_file(self.path)
             return data
 
     def read_or_none(self) -> bytes | None:
+        """Read the whole file; None if there is none."""
         try:
             return self.read()
         except FileNotFoundError:
             return None
 
     def info(self) -> dict[str, Any]:
+        """Read fsspec's metadata of the file: `size`, on S3 also `ETag` and `LastModified`."""
         with storage_errors(self.url):
             info: dict[str, Any] = self.fs.info(self.path)
             return info
 
     def size(self) -> int | None:
-        """Bytes of the file, or None where there is none."""
+        """Size of the file in bytes; None if there is none."""
         try:
             return int(self.info()["size"])
         except FileNotFoundError:
             return None
 
     def etag(self) -> str | None:
-        """S3's version of the object, for a conditional write, or None where there is none."""
+        """S3's version of the object, for `write_if`; None if there is none."""
         try:
             return str(self.info()["ETag"])
         except FileNotFoundError:
             return None
 
     def listing(self) -> dict[str, dict[str, Any]]:
-        """Files below, by relative path; empty where nothing is."""
+        """Metadata of the files below, by relative path; empty if there are none."""
         with storage_errors(self.url):
             try:
                 found = self.fs.find(self.path, detail=True)
@@ -177,7 +164,7 @@ class Location:
         return {path[len(self.path) + 1 :]: info for path, info in sorted(found.items()) if path != self.path}
 
     def now(self) -> datetime:
-        """The time by the storage's own clock, which is the one that its files' times are of."""
+        """The time by the storage's own clock, which also sets the times of its files."""
         if not self._s3:
             return datetime.now(UTC)
         bucket, _, prefix = self.path.partition("/")
@@ -186,7 +173,7 @@ class Location:
         return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
 
     def open_uploads(self) -> list[str]:
-        """URLs of the objects below whose multipart upload has begun and not ended."""
+        """URLs of the objects below whose multipart upload has begun but not ended."""
         if not self._s3:
             return []
         bucket, _, prefix = self.path.partition("/")
@@ -204,26 +191,54 @@ class Location:
     def _s3(self) -> bool:
         return hasattr(self.fs, "call_s3")
 
-    def write(self, data: bytes, **conditions: str) -> None:
-        """One object, whole or not at all. `conditions` are S3's (IfMatch, IfNoneMatch)."""
+    def write(self, data: bytes) -> None:
+        """Write one file or object, whole or not at all."""
         with storage_errors(self.url):
             if self.local:
                 write_atomically(Path(self.path), data)
             else:
-                self.fs.pipe_file(self.path, data, **conditions)
+                self.fs.pipe_file(self.path, data)
+
+    def write_if(self, etag: str | None, data: bytes) -> bool:
+        """Write an object of S3 if it is still the version `etag`, or, for None, if there is none yet.
+
+        Gives True if it is written, False if another write or a removal came first.
+        """
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        try:
+            with storage_errors(self.url):
+                self.fs.pipe_file(self.path, data, **condition)
+        except FileNotFoundError:
+            if etag is None:
+                raise
+            return False
+        except (StorageError, FileExistsError) as error:
+            if not _precondition_failed(error):
+                raise
+            return False
+        return True
 
     def upload(self, source: Path) -> None:
+        """Write the content of a local file, in parts if it is large."""
         with storage_errors(self.url):
             self.fs.put_file(str(source), self.path, chunksize=_UPLOAD_CHUNK)
 
     def delete(self) -> None:
-        """Remove a file; none there is fine."""
+        """Remove a file; does nothing if there is none."""
         with storage_errors(self.url), suppress(FileNotFoundError):
             self.fs.rm_file(self.path)
 
 
-def precondition_failed(error: BaseException | None) -> bool:
-    """Whether a conditional S3 write lost: s3fs raises OSError(22) or FileExistsError with S3's answer as the cause."""
+def parsed_or_none(kind: type[M], data: bytes | None) -> M | None:
+    """Parse the content of a JSON file; None if there is no content, or it does not fit the model."""
+    try:
+        return kind.model_validate_json(data or b"")
+    except ValidationError:
+        return None
+
+
+def _precondition_failed(error: BaseException | None) -> bool:
+    """True if a conditional write lost: s3fs raises OSError(22) or FileExistsError with S3's answer as the cause."""
     while error is not None:
         code = getattr(error, "response", {}).get("Error", {}).get("Code")
         if isinstance(error, FileExistsError) or code in _LOST_WRITE:
@@ -232,89 +247,11 @@ def precondition_failed(error: BaseException | None) -> bool:
     return False
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the target, flush to disk, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def working_folder(parent: Path, name: str) -> Iterator[Path]:
-    """An empty folder to make `parent/name` in; gone afterwards, and where a killed process left one, now."""
-    with storage_errors(str(parent)):
-        parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(parent, name)
-        folder = parent / f".{name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
-        folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def take_place(folder: Path, final: Path, adopted: Callable[[], T | None]) -> T | None:
-    """Rename `folder` to `final`. Where that is taken, give what is there if it is whole, else replace it."""
-    for _ in range(_RENAME_TRIES):
-        try:
-            os.rename(folder, final)
-            return None
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        with locked(final.parent):
-            if not final.exists():
-                continue
-            if (found := adopted()) is not None:
-                return found
-            # only who holds the lock removes, so what is there is broken
-            aside = final.with_name(f".{final.name}.broken-{uuid.uuid4().hex[:8]}")
-            os.rename(final, aside)
-        shutil.rmtree(aside, ignore_errors=True)
-    raise StorageError(f"{final}: another process keeps putting a broken folder there; stop it and run again")
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """An advisory lock on a folder of this machine: it ends with the process, however that ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _remove_abandoned(parent: Path, name: str) -> None:
-    host = socket.gethostname()
-    for folder in parent.glob(f".{name}.*.tmp"):
-        prefix, pid, _, _ = folder.name.rsplit(".", 3)
-        if prefix == f".{name}.{host}" and not _alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def read_verified(location: Location, entry: FileEntry, scratch: Path | None = None) -> bytes:
-    """The content of a file, of exactly the bytes its entry says; remote files are kept in `scratch`.
+    """Read a file and check it against the digest of its entry; remote files are kept in `scratch`.
 
-    Where the content is another one, raises StorageUnavailable for a remote file (an interrupted transfer), InputError
-    for a local one (it was edited).
+    If the content differs, raises StorageUnavailable for a remote file (an interrupted transfer) and InputError for a
+    local one (it was edited).
     """
     fault = InputError if location.local else StorageUnavailable
     kept = scratch / entry.sha256 if scratch is not None and not location.local else None

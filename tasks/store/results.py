@@ -1,11 +1,12 @@
 """The store of stage results: `<store>/<stage>/<key>/`, whole or not at all, with `manifest.json` last.
 
-A result counts only while its files are there with the size that its manifest says. Local entries appear by one rename.
-On object storage, which has none, the files lie under `<key>/<attempt>/` and a conditional write of the manifest names
-the attempt that won.
+A result counts only while its files are there with the sizes in its manifest. Local entries appear by one rename.
+Object storage has no rename: there the files lie under `<key>/<attempt>/`, and a conditional write of the manifest
+names the attempt that won.
 
-The time at which a manifest was written is that of the entry's last use: what is loaded is touched, in a way that
-excludes its removal (see tasks/store/retention.py), so what a run has loaded stays for a while.
+A manifest's time is the time of the entry's last use: to load an entry also touches it, and it cannot be removed at the
+same time (see tasks/store/retention.py). So an entry that a run has loaded is kept for a while. Called by
+tasks/stage.py, and by everything that reads the files of a result.
 """
 
 from __future__ import annotations
@@ -23,35 +24,27 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tasks.errors import InputError, StorageError, StorageUnavailable
+from tasks.errors import InputError, StorageUnavailable, storage_errors
 from tasks.settings import settings
-from tasks.store.location import (
-    FileEntry,
-    Location,
-    entries_of,
-    locked,
-    precondition_failed,
-    read_verified,
-    storage_errors,
-    take_place,
-    working_folder,
-    write_atomically,
-)
+from tasks.store.local_files import locked, take_place, working_folder, write_atomically
+from tasks.store.location import FileEntry, Location, entries_of, read_verified
 
 
 class StoredResult(BaseModel):
-    """A stage's typed result; its files, if it has any, are `outputs` of the store's entry `stage/key`.
-
-    One that is not `reusable` (something failed that may work next time) serves this run and is no cache hit.
-    """
+    """The typed result of a stage. Its files, if it has any, lie in the store's entry `stage/key`."""
 
     model_config = ConfigDict(frozen=True)
 
     stage: str = ""
+    """Name of the stage; set when it is stored, like the next three."""
     key: str = ""
+    """Key of the entry, 64 hex digits."""
     attempt: str = ""
+    """Folder of the files in the entry on object storage; empty in a local store."""
     outputs: tuple[FileEntry, ...] = ()
+    """The files."""
     reusable: bool = True
+    """False if something failed that may work next time: the result serves this run and is not a cache hit."""
 
 
 T = TypeVar("T", bound=StoredResult)
@@ -61,7 +54,7 @@ TOUCH_AFTER = timedelta(minutes=30)  # on object storage a touch is a write: not
 
 
 def cache_key(stage: str, version: str, content: Any) -> str:
-    """sha256 over the canonical JSON of what determines a stage's result."""
+    """Make the key of a result: sha256 over the canonical JSON of everything that determines it."""
 
     def jsonable(value: Any) -> Any:
         return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
@@ -75,11 +68,12 @@ class Store:
     """Results of stages on any fsspec location."""
 
     root: Location
+    """Folder of the store."""
 
     def load(self, stage: str, key: str, kind: type[T], *, reusable: bool = True) -> T | None:
-        """The stored result, or None where it is not whole or, unless `reusable` is False, not reusable.
+        """Load a result, which marks it as used now; None if it is not whole.
 
-        It counts as used just now.
+        A result that is not reusable is loaded only with `reusable=False`.
         """
         touched = self._touch_local(stage, key) if self.root.local else self._touch_remote(stage, key)
         return self._whole(stage, key, kind, reusable) if touched else None
@@ -101,12 +95,12 @@ class Store:
         return result
 
     def working_folder(self, stage: str, key: str) -> AbstractContextManager[Path]:
-        """An empty local folder to make an entry in; on the store's own disk where that is local."""
+        """Make an empty local folder for the files of an entry; on the disk of the store if that is local."""
         parent = Path(self.root.path) if self.root.local else settings().scratch / "work"
         return working_folder(parent / stage, key)
 
     def commit(self, stage: str, key: str, folder: Path, result: T) -> T:
-        """Make what lies in `folder` the entry's files and `result` its result; who comes second adopts the first."""
+        """Store the files in `folder` and the result as an entry; if there is a whole one already, give its result."""
         attempt = "" if self.root.local else uuid.uuid4().hex[:12]
         outputs = entries_of(folder)
         result = result.model_copy(update={"stage": stage, "key": key, "attempt": attempt, "outputs": outputs})
@@ -121,7 +115,7 @@ class Store:
         return publish(stage, key, folder, data, result)
 
     def read(self, result: StoredResult, name: str) -> bytes:
-        """One of a result's files, verified."""
+        """Read one of a result's files, verified. Raises StorageUnavailable if it was removed from the store."""
         entry = next(entry for entry in result.outputs if entry.path == name)
         folder = self.root / result.stage / result.key
         location = (folder / result.attempt if result.attempt else folder) / name
@@ -130,13 +124,13 @@ class Store:
         except (InputError, StorageUnavailable) as error:
             if location.size() is not None:
                 raise
-            # not the fault of what was asked for: the next run finds no entry and makes it again
+            # the input is not at fault: the next run finds no entry and makes it again
             raise StorageUnavailable(
                 f"{location.url}: it was removed from the store during the run; run again"
             ) from error
 
     def _touch_local(self, stage: str, key: str) -> bool:
-        """Whether the entry is there; if so, it was used just now."""
+        """Mark the entry as used now; gives False if there is none."""
         folder = Path(self.root.path) / stage
         try:
             with storage_errors(str(folder / key)), locked(folder):
@@ -146,7 +140,7 @@ class Store:
         return True
 
     def _touch_remote(self, stage: str, key: str) -> bool:
-        """The same by a conditional write, which loses where the entry is removed, replaced or touched meanwhile."""
+        """The same by a conditional write; it fails if the entry is removed, replaced or touched meanwhile."""
         manifest = self.root / stage / key / "manifest.json"
         for _ in range(_COMMIT_TRIES):
             try:
@@ -154,15 +148,12 @@ class Store:
                 if "ETag" not in info or datetime.now(UTC) - info["LastModified"] < TOUCH_AFTER:
                     return True  # just used; or a storage without conditional writes, which is never pruned
                 content = json.loads(manifest.read()) | {"used_at": datetime.now(UTC).isoformat()}
-                manifest.write(json.dumps(content, indent=1).encode(), IfMatch=info["ETag"])
-                return True
             except FileNotFoundError:
                 return False
             except (ValueError, TypeError):
-                return False  # no manifest of ours: broken, and the next commit replaces it
-            except (StorageError, FileExistsError) as error:
-                if not precondition_failed(error):
-                    raise
+                return False  # not a manifest of the store: broken, and the next commit replaces it
+            if manifest.write_if(info["ETag"], json.dumps(content, indent=1).encode()):
+                return True
         raise StorageUnavailable(f"{manifest.url}: other runs keep changing it")
 
     def _commit_local(self, stage: str, key: str, folder: Path, manifest: bytes, result: T) -> T:
@@ -172,7 +163,7 @@ class Store:
             return take_place(folder, final, lambda: self._adopted_local(stage, key, type(result))) or result
 
     def _adopted_local(self, stage: str, key: str, kind: type[T]) -> T | None:
-        """What `take_place` found, used as from now; the stage's folder is locked already."""
+        """The whole entry that `take_place` found, marked as used now; the stage's folder is locked already."""
         found = self._whole(stage, key, kind)
         if found is not None:
             os.utime(Path(self.root.path) / stage / key / "manifest.json")
@@ -182,27 +173,22 @@ class Store:
         entry = self.root / stage / key
         for file in result.outputs:
             (entry / result.attempt / file.path).upload(folder / file.path)
-        winner, condition = entry / "manifest.json", {"IfNoneMatch": "*"}
+        winner, etag = entry / "manifest.json", None
         for _ in range(_COMMIT_TRIES):
-            try:
-                winner.write(manifest, **condition)
+            if winner.write_if(etag, manifest):
                 return result
-            except (StorageError, FileExistsError) as error:
-                if not precondition_failed(error):
-                    raise
-            # before the entry is read, so that only what was found broken is replaced
+            # read before the entry, so that only a broken entry is replaced
             etag = winner.etag()
             adopted = self.load(stage, key, type(result))
             if adopted is not None:
-                if adopted.attempt != result.attempt:  # else our own write won, and only its answer was lost
+                if adopted.attempt != result.attempt:  # if equal, our own write won, and only its answer was lost
                     for file in result.outputs:
                         (entry / result.attempt / file.path).delete()
                 return adopted
-            condition = {"IfMatch": etag} if etag is not None else {"IfNoneMatch": "*"}
         raise StorageUnavailable(f"{entry.url}: another process keeps putting a broken entry there")
 
 
 @lru_cache
 def store() -> Store:
-    """The store that `CAPTURE2MESH_STORE` names."""
+    """The store at `CAPTURE2MESH_STORE`."""
     return Store(Location.of(settings().store))

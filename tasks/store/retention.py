@@ -1,12 +1,14 @@
-"""What the store holds, and what of it may go.
+"""What the store holds, and which of it may be removed.
 
-A published asset needs nothing of the store: its files are copies. What is removed costs time, and only where it is
-asked for again. A running flow needs the entries that it has made or found: none goes that was used within `IN_USE`, or
-after a run began that still runs. Using and removing an entry exclude each other (locally by the lock on the stage's
-folder, on S3 by conditional writes of the manifest): who asks for it finds it whole and keeps it, or makes it again.
+A published asset needs nothing of the store: its files are copies. To remove an entry costs only the time to make it
+again, if it is asked for again. A running flow needs the entries that it has made or found. Therefore no entry is
+removed that was used within `IN_USE`, or after the oldest run began that still runs. An entry is not used and removed
+at once (locally by the lock on the stage's folder, on S3 by conditional writes of the manifest): a run that asks for it
+finds it whole and keeps it, or makes it again.
 
-Only what is plainly the store's is touched: `<stage>/<key>` whose manifest says so, and Prefect's record of it. It
-may share its folder or prefix with captures and assets.
+Only what is plainly the store's is touched: `<stage>/<key>` whose manifest says so, and `_records/<key>`, which earlier
+versions wrote. The store may share its folder or prefix with captures and assets. Called by `store stats` and
+`store prune` of the command line.
 """
 
 from __future__ import annotations
@@ -19,19 +21,23 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from tasks.errors import InputError, StorageError
-from tasks.store.location import Location, locked, precondition_failed, storage_errors
+from tasks.errors import InputError, StorageError, storage_errors
+from tasks.store.local_files import locked
+from tasks.store.location import Location
 
 IN_USE = timedelta(hours=1)
-"""After its use an entry may still be read by the run: far longer than a run waits between two stages."""
+"""A run may read an entry for this long after its last use: far longer than a run waits between two stages."""
 ABANDONED_AFTER = timedelta(days=1)
-"""What no manifest names may be a stage at work until it has not changed for so long."""
+"""Files that no manifest names may belong to a stage at work until they have not changed for this long."""
 
-RECORDS, MANIFEST = "_records", "manifest.json"
+MANIFEST = "manifest.json"
+RECORDS = "_records"
+"""Folder of Prefect's records of results, which earlier versions kept: nobody reads them any more."""
 _KEY = re.compile(r"[0-9a-f]{64}")
 _ATTEMPT = re.compile(r"[0-9a-f]{12}")
 _WORKING = re.compile(rf"\.{_KEY.pattern}\..+\.tmp")
@@ -43,35 +49,44 @@ _PARALLEL_REMOVALS = 8
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of the store, or a local folder (of no bytes). version: changes when it is written or touched."""
+    """A file of the store, or a local folder."""
 
     path: str
+    """Relative to the store's root."""
     bytes: int
+    """Size; 0 for a folder."""
     written: datetime
+    """Time of the last change, UTC."""
     version: str
+    """Changes when the file is written or touched; empty for a storage without versions."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """What goes as one: an entry (which has the version of its manifest) with its record, or a leftover.
-
-    used: an entry's last use, a leftover's last change.
-    """
+    """Files that are removed together: an entry, or a leftover."""
 
     stage: str
+    """Name of the stage, or `_records`."""
     path: str
+    """Of the entry's folder or the leftover, relative to the store's root."""
     used: datetime
+    """An entry's last use, a leftover's last change, UTC."""
     bytes: int
+    """Size of all files."""
     files: tuple[str, ...]
+    """Paths of the files, relative to the store's root; a manifest is the last."""
     version: str | None = None
+    """Version of an entry's manifest; None for a leftover."""
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """The entries, which runs may use, and the leftovers of killed runs, which none does."""
+    """What the store holds."""
 
     entries: tuple[Item, ...]
+    """Results that runs may use."""
     leftovers: tuple[Item, ...]
+    """What no run uses: left by killed runs, and records of earlier versions."""
 
 
 def age(text: str) -> timedelta:
@@ -90,17 +105,21 @@ def size(text: str) -> int:
 
 
 def protected_from(now: datetime, running_since: datetime | None) -> datetime:
-    """Entries used from this time on stay. running_since: when the oldest run began that still runs."""
+    """Entries used at or after this time are kept. running_since: begin of the oldest run that still runs."""
     return min(now, running_since or now) - IN_USE
 
 
 def abandoned_before(now: datetime, running_since: datetime | None) -> datetime:
-    """What no manifest names was abandoned if it was last changed before this time."""
+    """Files that no manifest names are abandoned if they were last changed before this time."""
     return min(protected_from(now, running_since), now - ABANDONED_AFTER)
 
 
 def inventory(root: Location, abandoned_before: datetime) -> Inventory:
-    """What the store holds; what no manifest names and was changed since then is none of both: a stage's work."""
+    """List what the store holds.
+
+    Files that no manifest names and that were changed since `abandoned_before` are left out: a stage may be writing
+    them.
+    """
     if root.local:
         return sorted_out(_local_files(root), abandoned_before, None)
     return sorted_out(_remote_files(root), abandoned_before, lambda entry: _named_attempt(root / entry))
@@ -109,16 +128,15 @@ def inventory(root: Location, abandoned_before: datetime) -> Inventory:
 def sorted_out(
     files: Iterable[StoredFile], abandoned_before: datetime, winner: Callable[[str], str | None] | None
 ) -> Inventory:
-    """Entries and leftovers among the files. winner: on S3, the attempt that an entry's manifest names."""
-    records: dict[str, StoredFile] = {}
+    """Sort the files into entries and leftovers. winner: on S3, gives the attempt that an entry's manifest names."""
+    entries, leftovers = list[Item](), list[Item]()
     folders: dict[tuple[str, str], list[StoredFile]] = defaultdict(list)
     for file in files:
         stage, _, below = file.path.partition("/")
         if stage == RECORDS and _KEY.fullmatch(below):
-            records[below] = file
+            leftovers.append(_item(RECORDS, file.path, [file]))
         elif below and not stage.startswith(("_", ".")):
             folders[stage, below.partition("/")[0]].append(file)
-    entries, leftovers = [], []
     for (stage, name), content in folders.items():
         path = f"{stage}/{name}"
         if _WORKING.fullmatch(name) or _ASIDE.fullmatch(name):
@@ -130,17 +148,19 @@ def sorted_out(
                 kept, lost = _by_winner(path, content, manifest, winner)
                 leftovers += [_item(stage, path, lost)] if lost else []
             if manifest is not None and manifest in kept:
-                kept = [*kept, record] if (record := records.pop(name, None)) else kept
                 entries.append(_item(stage, path, kept, manifest))
-    leftovers += [_item(RECORDS, file.path, [file]) for file in records.values()]
-    abandoned = (item for item in leftovers if item.used < abandoned_before or _is_aside(item))
+    abandoned = (item for item in leftovers if item.used < abandoned_before or _is_given_up(item))
     return Inventory(tuple(entries), tuple(abandoned))
 
 
 def chosen(
     entries: Iterable[Item], now: datetime, protected: datetime, older_than: timedelta | None, max_bytes: int | None
 ) -> list[Item]:
-    """The entries to remove: what was used longer ago than `older_than`, then the oldest use until the rest fits."""
+    """Choose the entries to remove.
+
+    These are the entries last used longer ago than `older_than`, then those with the oldest use, until the rest has at
+    most `max_bytes`. Entries used at or after `protected` are kept.
+    """
     by_use = sorted(entries, key=lambda item: item.used)
     left = sum(item.bytes for item in by_use)
     chosen = []
@@ -148,14 +168,17 @@ def chosen(
         too_old = older_than is not None and item.used < now - older_than
         too_much = max_bytes is not None and left > max_bytes
         if item.used >= protected or not (too_old or too_much):
-            break  # so is what was used later
+            break  # the entries used later are kept for the same reason
         chosen.append(item)
         left -= item.bytes
     return chosen
 
 
 def remove(root: Location, items: list[Item]) -> list[Item]:
-    """Remove them, and give those that are gone: what a run has used meanwhile stays."""
+    """Remove the items and give those that are gone; an entry that a run has used meanwhile is kept.
+
+    Raises InputError for a storage that cannot write conditionally.
+    """
     if any(item.version == "" for item in items):
         raise InputError(f"{root.url}: a storage without conditional writes cannot be pruned safely; use its own rules")
     removed = _remove_local if root.local else _remove_remote
@@ -166,20 +189,24 @@ def remove(root: Location, items: list[Item]) -> list[Item]:
 
 def _item(stage: str, path: str, files: list[StoredFile], manifest: StoredFile | None = None) -> Item:
     used = manifest.written if manifest else max(file.written for file in files)
-    # a manifest goes last: without it nothing would tell that the rest belongs to nobody
+    # the manifest goes last: without it nothing would show that the other files belong to an entry
     paths = sorted((file.path for file in files), key=lambda path: path.endswith(f"/{MANIFEST}"))
     total = sum(file.bytes for file in files)
     return Item(stage, path, used, total, tuple(paths), manifest.version if manifest else None)
 
 
-def _is_aside(item: Item) -> bool:
-    return _ASIDE.fullmatch(item.path.rpartition("/")[2]) is not None
+def _is_given_up(item: Item) -> bool:
+    """True if no stage can be at work on it, however new it is."""
+    return item.stage == RECORDS or _ASIDE.fullmatch(item.path.rpartition("/")[2]) is not None
 
 
 def _by_winner(
     path: str, content: list[StoredFile], manifest: StoredFile | None, winner: Callable[[str], str | None]
 ) -> tuple[list[StoredFile], list[StoredFile]]:
-    """An entry's files on S3, and those of attempts that no manifest names; a manifest without content is removed."""
+    """An entry's files on S3, and the files of attempts that no manifest names.
+
+    An empty manifest means that a removal was interrupted: all files are left over.
+    """
     attempts: dict[str, list[StoredFile]] = defaultdict(list)
     for file in content:
         attempt, slash, _ = file.path.removeprefix(f"{path}/").partition("/")
@@ -195,7 +222,7 @@ def _by_winner(
 
 
 def _local_files(root: Location) -> Iterator[StoredFile]:
-    """Files and folders below, depth first; what goes away meanwhile is left out."""
+    """Files and folders below, depth first, without those that are removed meanwhile."""
     with storage_errors(root.path):
         yield from _walk(Path(root.path), "")
 
@@ -224,7 +251,7 @@ def _remote_files(root: Location) -> Iterator[StoredFile]:
 
 
 def _manifest(entry: Location) -> dict[str, object]:
-    """The manifest of `<stage>/<key>`; empty where that is not an entry of the store."""
+    """The manifest of `<stage>/<key>`; empty if that is not an entry of the store."""
     stage, key = entry.path.rsplit("/", 2)[1:]
     try:
         content = json.loads((entry / MANIFEST).read_or_none() or b"{}")
@@ -239,22 +266,22 @@ def _named_attempt(entry: Location) -> str | None:
 
 
 def _remove_local(root: Location, item: Item) -> bool:
-    """Rename aside, then remove: a kill leaves the entry, or what the next one recognizes."""
+    """Rename aside, then remove: if it is killed, the entry is whole, or the next prune recognizes what is left."""
+    folder = Path(root.path) / item.path
     if item.stage == RECORDS:
         (root / item.path).delete()
+        with suppress(OSError):  # not empty yet, or gone already
+            folder.parent.rmdir()
         return True
-    folder = Path(root.path) / item.path
     with storage_errors(str(folder)):
         if item.version is not None:
             aside = folder.with_name(f".{folder.name}.pruned-{uuid.uuid4().hex[:8]}")
             if not _manifest(root / item.path) or not _moved_aside(folder, aside, item.version):
                 return False
             folder = aside
-        shutil.rmtree(folder, ignore_errors=True)  # another prune may be at it as well
+        shutil.rmtree(folder, ignore_errors=True)  # another prune may remove it at the same time
         if folder.exists():
             raise StorageError(f"{folder}: cannot be removed; check its permissions")
-    for record in (path for path in item.files if path.startswith(f"{RECORDS}/")):
-        (root / record).delete()
     return True
 
 
@@ -271,17 +298,10 @@ def _moved_aside(folder: Path, aside: Path, version: str) -> bool:
 
 
 def _remove_remote(root: Location, item: Item) -> bool:
-    """Empty the manifest, which fails where it was used or replaced since it was listed, then delete the files."""
+    """Empty the manifest, which fails if it was used or replaced since it was listed, then delete the files."""
     if item.version is not None:
-        if not _manifest(root / item.path):
-            return False
-        try:
-            (root / item.path / MANIFEST).write(b"", IfMatch=item.version)
-        except FileNotFoundError:
-            return False
-        except (StorageError, FileExistsError) as error:
-            if not precondition_failed(error):
-                raise
+        manifest = root / item.path / MANIFEST
+        if not _manifest(root / item.path) or not manifest.write_if(item.version, b""):
             return False
     for path in item.files:
         (root / path).delete()

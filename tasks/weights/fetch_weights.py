@@ -1,52 +1,37 @@
-"""fetch_weights: the pinned bundle is on the machine that infers; after it, the network may be off."""
+"""The step fetch_weights: the pinned bundle is on the machine that infers; after it, the network may be off.
+
+Called by the flows `infer` and `batch`, and only where there is something to infer.
+"""
 
 from __future__ import annotations
 
-from typing import Any, cast
-
-from prefect import task
-from prefect.client.schemas.objects import State
-from prefect.states import Completed
-
 from tasks.errors import InputError, StorageUnavailable
-from tasks.progress import in_flow, progress_artifact, timed
+from tasks.progress import progress_artifact
 from tasks.settings import settings
-from tasks.stage import UNCACHED, retried
+from tasks.stage import retried, step
 from tasks.weights.local import fetch, find
 from tasks.weights.pins import Bundle, Weights, bundle
 
 FETCH_RETRIES = 3
 
 
+def _found_here(wanted: Weights) -> Weights | None:
+    return None if find(_declared_here(wanted)) is None else wanted
+
+
+@step(found=_found_here, **retried(FETCH_RETRIES, StorageUnavailable))
 def fetch_weights(wanted: Weights) -> Weights:
-    """Run as a task of the current flow run, plainly outside of one; raises InputError where this machine's list
-    declares other weights."""
-    with timed("fetch_weights") as hit:
-        found = _fetch_weights(wanted, return_state=True) if in_flow() else _fetch_weights.fn(wanted)
-        if isinstance(found, State):
-            if found.name == "Cached":
-                hit()
-            found = found.result()
-    return cast(Weights, found)
+    """Download what is missing of the pinned bundle, verified; shows its progress.
 
-
-@task(
-    name="fetch_weights",
-    task_run_name="fetch_weights",
-    **UNCACHED,
-    **retried(FETCH_RETRIES, StorageUnavailable),
-)
-def _fetch_weights(wanted: Weights) -> Any:
-    """Download what is missing of the pinned bundle, verified; shows its progress."""
-    declared = _declared_here(wanted)
-    if find(declared) is not None:
-        return Completed(name="Cached", message="found on this machine", data=wanted)
+    Raises InputError if this machine's list declares other weights.
+    """
     with progress_artifact("fetch_weights") as progress:
-        fetch(declared, progress)
+        fetch(_declared_here(wanted), progress)
     return wanted
 
 
 def _declared_here(wanted: Weights) -> Bundle:
+    """The bundle of this machine's list, with or without the masks, that has the wanted digest."""
     for masks in (False, True):
         if (declared := bundle(masks)).digest == wanted.bundle:
             return declared

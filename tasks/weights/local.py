@@ -1,50 +1,50 @@
-"""The bundle on this machine.
+"""The bundles of weights on this machine: download, verify, find.
 
-`<weights>/blobs/<sha256>` are the files by content, `<sha256>.partial` what has arrived of one;
-`<weights>/<bundle digest>/` has them (hard links) where the libraries look, and appears whole, by one rename:
-`hf/` for HF_HOME, `torch/` for TORCH_HOME, `manifest.json`. So bundles share files, and a killed download goes on.
+`<weights>/blobs/<sha256>` are the files by content, `<sha256>.partial` is the part of a file that has arrived.
+`<weights>/<bundle digest>/` has hard links to them at the paths where the libraries look (`hf/` for HF_HOME, `torch/`
+for TORCH_HOME) and `manifest.json`; it appears whole, by one rename. So bundles share files, and a download that was
+killed is continued. Called by fetch_weights, the engines, the doctor and the command line.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Lock
 
-from pydantic import ValidationError
-
-from tasks.errors import StorageError, WeightsCorrupt, WeightsMissing
+from tasks.errors import StorageError, WeightsCorrupt, WeightsMissing, storage_errors
 from tasks.settings import settings
-from tasks.store.location import Manifest, file_sha256, storage_errors, take_place, working_folder, write_atomically
+from tasks.store.local_files import locked, take_place, working_folder, write_atomically
+from tasks.store.location import Manifest, file_sha256, parsed_or_none
 from tasks.weights.origins import Origin, origin, persistent
 from tasks.weights.pins import Bundle, Source, WeightFile
 
-PROGRESS_SECONDS = 0.25
-
-Progress = Callable[[float], None]
+TOLD_SECONDS = 0.25
+"""Time between two calls of a download's `progress`."""
 
 
 def folder_of(bundle: Bundle) -> Path:
+    """The local folder of a bundle, whether it is there or not."""
     return settings().weights / bundle.digest
 
 
 def find(bundle: Bundle) -> Path | None:
-    """The local folder if it is whole, by its manifest and the sizes; no network."""
+    """Find the local folder; None if it is not whole, by its manifest and the sizes. Uses no network."""
     folder = folder_of(bundle)
     try:
-        manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
-    except (OSError, ValidationError):
+        manifest = parsed_or_none(Manifest, (folder / "manifest.json").read_bytes())
+    except OSError:
         return None
-    return folder if all(_size(folder / entry.path) == entry.bytes for entry in manifest.files) else None
+    whole = manifest is not None and all(_size(folder / entry.path) == entry.bytes for entry in manifest.files)
+    return folder if whole else None
 
 
 def require(bundle: Bundle) -> Path:
-    """The local folder; raises WeightsMissing where it is not whole."""
+    """Find the local folder; raises WeightsMissing if it is not whole."""
     if (folder := find(bundle)) is None:
         raise WeightsMissing(
             f"weights: bundle {bundle.digest[:12]} is not whole in {settings().weights}; run `python -m flows weights"
@@ -54,13 +54,13 @@ def require(bundle: Bundle) -> Path:
 
 
 def blobs_present(source: Source) -> int:
-    """How many of a source's files are here, by their sizes."""
+    """Count the files of a source that are on this machine, by their sizes."""
     blobs = settings().weights / "blobs"
     return sum(file.sha256 is not None and _size(_blob(blobs, file)) == file.bytes for file in source.files)
 
 
-def verify(bundle: Bundle, progress: Progress = lambda fraction: None) -> list[str]:
-    """Hash every file; what is wrong, a line each."""
+def verify(bundle: Bundle, progress: Callable[[float], None] = lambda fraction: None) -> list[str]:
+    """Hash every file; gives one line for each that is missing or wrong."""
     faults = []
     entries = bundle.entries()
     total = sum(entry.bytes for entry in entries)
@@ -77,31 +77,36 @@ def verify(bundle: Bundle, progress: Progress = lambda fraction: None) -> list[s
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What makes the libraries of the inference process load from the bundle, and from nowhere else."""
+    """Environment variables with which the libraries of the inference process load only from the bundle."""
     return {
         "HF_HOME": str(folder / "hf"),
         "HF_HUB_CACHE": str(folder / "hf" / "hub"),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
-        # transformers copies the code of BiRefNet before it runs it, and the bundle may be mounted read-only
+        # transformers copies the code of BiRefNet before it runs it; the bundle may be mounted read-only
         "HF_MODULES_CACHE": str(settings().scratch / "hf-modules"),
         "TORCH_HOME": str(folder / "torch"),
     }
 
 
-def fetch(bundle: Bundle, progress: Progress = lambda fraction: None, repair: bool = False) -> Path:
-    """Download what is missing and give the folder; does nothing where it is whole, unless to `repair` it."""
+def fetch(bundle: Bundle, progress: Callable[[float], None] = lambda fraction: None, repair: bool = False) -> Path:
+    """Download what is missing and give the folder; does nothing if it is whole.
+
+    repair: also verify what is there, and download wrong files again.
+    """
     if not repair and (folder := find(bundle)) is not None:
         return folder
     bundle.refuse_unpinned()
     root = settings().weights
-    with storage_errors(str(root)), _locked(root):
-        if repair:
-            _discard_wrong(bundle, root)
-        if (folder := find(bundle)) is not None:
-            return folder
-        _download(bundle, root / "blobs", origin(), progress)
-        return _assemble(bundle, root)
+    with storage_errors(str(root)):
+        root.mkdir(parents=True, exist_ok=True)
+        with locked(root / ".lock", create=True):  # one process downloads, others wait and then find the bundle whole
+            if repair:
+                _discard_wrong(bundle, root)
+            if (folder := find(bundle)) is not None:
+                return folder
+            _download(bundle, root / "blobs", origin(), progress)
+            return _assemble(bundle, root)
 
 
 def _assemble(bundle: Bundle, root: Path) -> Path:
@@ -118,10 +123,10 @@ def _assemble(bundle: Bundle, root: Path) -> Path:
     return final
 
 
-def _download(bundle: Bundle, blobs: Path, origin: Origin, progress: Progress) -> None:
-    """All missing blobs, several at once; stops all where one fails."""
+def _download(bundle: Bundle, blobs: Path, origin: Origin, progress: Callable[[float], None]) -> None:
+    """Download all missing blobs, several at once; if one fails, all are stopped."""
     blobs.mkdir(parents=True, exist_ok=True)
-    # by content: empty files, for one, occur more than once
+    # by content: some files, such as empty ones, occur more than once
     wanted = {file.sha256: (source, file) for source in bundle.sources for file in source.files}
     missing = [pair for pair in wanted.values() if _size(_blob(blobs, pair[1])) != pair[1].bytes]
     counter = _Counter(
@@ -134,7 +139,7 @@ def _download(bundle: Bundle, blobs: Path, origin: Origin, progress: Progress) -
         pending = {pool.submit(_obtain, origin, source, file, blobs, counter.add, stop) for source, file in missing}
         try:
             while pending:
-                finished, pending = wait(pending, PROGRESS_SECONDS, FIRST_EXCEPTION)
+                finished, pending = wait(pending, TOLD_SECONDS, FIRST_EXCEPTION)
                 progress(counter.fraction)
                 for future in finished:
                     future.result()
@@ -147,7 +152,7 @@ def _download(bundle: Bundle, blobs: Path, origin: Origin, progress: Progress) -
 def _obtain(
     origin: Origin, source: Source, file: WeightFile, blobs: Path, count: Callable[[int], None], stop: Event
 ) -> None:
-    """One blob: continues what has arrived; if that turns out wrong it is fetched anew, once."""
+    """Download one blob, after the part that has arrived; if the whole is wrong, it is downloaded again, once."""
     blob = _blob(blobs, file)
     partial = _partial(blob)
     size = file.bytes or 0
@@ -179,7 +184,7 @@ def _obtain(
 
 
 def _discard_wrong(bundle: Bundle, root: Path) -> None:
-    """Remove what is not what it is called, and the manifest of a bundle that has such a file."""
+    """Remove blobs whose content is wrong; if the bundle has a wrong file, remove its manifest too."""
     for file in (file for source in bundle.sources for file in source.files):
         blob = _blob(root / "blobs", file)
         if blob.is_file() and file_sha256(blob) != file.sha256:
@@ -220,26 +225,19 @@ def _size(path: Path) -> int | None:
         return None
 
 
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """One process downloads, others wait and find it done; ends with the process, however that ends."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
 class _Counter:
-    """Bytes that the threads have received."""
+    """Counts the bytes that the threads have received, of `total`."""
 
     def __init__(self, total: int, done: int) -> None:
         self.total, self.done = total, done
         self._lock = Lock()
 
     def add(self, count: int) -> None:
+        """Add bytes; a negative count takes back what was discarded."""
         with self._lock:
             self.done += count
 
     @property
     def fraction(self) -> float:
+        """Share of the total, 0 to 1."""
         return min(1.0, self.done / self.total) if self.total else 1.0

@@ -1,4 +1,7 @@
-"""Where the bytes of weights come from: the network, or a mirror on any fsspec URL."""
+"""Origins of the weights' bytes: the network, or a mirror at any fsspec URL.
+
+Called by the download (tasks/weights/local.py) and by pinning.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,17 @@ from typing import Protocol
 
 import httpx
 
-from tasks.errors import Capture2MeshError, InputError, StorageError, StorageUnavailable, WeightsCorrupt, WeightsMissing
+from tasks.errors import (
+    Capture2MeshError,
+    InputError,
+    StorageError,
+    StorageUnavailable,
+    WeightsCorrupt,
+    WeightsMissing,
+    storage_errors,
+)
 from tasks.settings import settings
-from tasks.store.location import MEBIBYTE, Location, storage_errors
+from tasks.store.location import MEBIBYTE, Location
 from tasks.weights.pins import Source, WeightFile
 
 MIRROR_CHUNK = 8 * MEBIBYTE
@@ -22,13 +33,15 @@ _TRUE = ("1", "ON", "YES", "TRUE")
 
 
 class Origin(Protocol):
-    """What gives a file's bytes from an offset on."""
+    """Gives the bytes of weights files."""
 
-    def chunks(self, source: Source, file: WeightFile, start: int) -> Iterator[bytes]: ...
+    def chunks(self, source: Source, file: WeightFile, start: int) -> Iterator[bytes]:
+        """Give a file's bytes from the offset `start` on; raises StorageUnavailable if the connection breaks."""
+        ...
 
 
 class Network:
-    """The Hugging Face hub (`HF_ENDPOINT` names another one) and plain URLs."""
+    """The Hugging Face hub, or the one at `HF_ENDPOINT`, and plain URLs."""
 
     def __init__(self) -> None:
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE:
@@ -42,7 +55,7 @@ class Network:
         url, headers = self._request(source, file)
         if start:
             headers["Range"] = f"bytes={start}-"
-        # the address that was asked for: the one that the hub redirects to is signed
+        # the requested address, not the one that the hub redirects to: that one is signed
         where = f"{source.repository}/{file.path} ({url})"
         try:
             with self._client.stream("GET", url, headers=headers) as response:
@@ -70,7 +83,7 @@ class Network:
 
 
 class Mirror:
-    """`repository/revision/file` below an fsspec URL."""
+    """A copy of the weights at `repository/revision/file` below an fsspec URL."""
 
     def __init__(self, url: str) -> None:
         self._root = Location.of(url)
@@ -79,7 +92,7 @@ class Mirror:
         location = self._root / source.path_in_mirror(file.path)
         size = location.size()
         if size is None:
-            raise InputError(f"{location.url}: the mirror lacks it; copy it there from {source.repository}")
+            raise InputError(f"{location.url}: the mirror does not have it; copy it there from {source.repository}")
         if size != file.bytes:
             raise WeightsCorrupt(f"{location.url}: {size} bytes, {file.bytes} are pinned; copy it there again")
         while start < size:
@@ -92,13 +105,16 @@ class Mirror:
 
 
 def origin() -> Origin:
-    """The mirror that `CAPTURE2MESH_WEIGHTS_MIRROR` names, else the network."""
+    """The mirror at `CAPTURE2MESH_WEIGHTS_MIRROR` if that is set, else the network."""
     mirror = settings().weights_mirror
     return Mirror(mirror) if mirror else Network()
 
 
 def persistent(origin: Origin, source: Source, file: WeightFile, start: int = 0) -> Iterator[bytes]:
-    """A file's bytes from `start` on: continued where the connection broke, as long as something arrives in between."""
+    """Give a file's bytes from `start` on, and continue after a broken connection.
+
+    Raises StorageUnavailable after FRUITLESS_TRIES tries in which nothing arrived.
+    """
     fruitless = 0
     while True:
         try:
@@ -115,16 +131,17 @@ def persistent(origin: Origin, source: Source, file: WeightFile, start: int = 0)
 
 
 def hub_token() -> str | None:
-    """The token of the environment; one that lies on the disk is not looked at."""
+    """The hub's token in the environment; a token on the disk is not used."""
     return os.environ.get("HF_TOKEN") or None
 
 
 def hub_endpoint() -> str | None:
+    """The hub's URL in the environment; None for the usual one."""
     return os.environ.get("HF_ENDPOINT")
 
 
 def refusal(where: str, status: int) -> Capture2MeshError:
-    """What an HTTP status means, and what to do."""
+    """Make the error for an HTTP status: what it means, and what to do."""
     if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         return InputError(
             f"{where}: access refused (HTTP {status}); accept its terms on the hub and set HF_TOKEN to a token that"

@@ -1,4 +1,7 @@
-"""Pin the declared list: revision, sizes and digests, as they are published now. Never a guess."""
+"""Pin the declared list: record revisions, sizes and digests as they are published now. Nothing is guessed.
+
+Called by `weights pin` of the command line.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,22 @@ from typing import TYPE_CHECKING
 import httpx
 
 from tasks.errors import InputError, StorageUnavailable
-from tasks.store.location import write_atomically
+from tasks.store.local_files import write_atomically
 from tasks.weights.origins import Network, hub_endpoint, hub_token, persistent, refusal
 from tasks.weights.pins import Bundle, Source, WeightFile, declared
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
-# what huggingface_hub speaks HTTP with, by its version
+# the HTTP libraries of the versions of huggingface_hub
 _TRANSPORTS = ("requests", "httpx", "httpx2")
 
 
 def pin(path: Path, update: bool = False, told: Callable[[str], None] = lambda line: None) -> Bundle:
-    """Pin in place what is not pinned; with `update`, all that lies on the hub, at the revision that is newest now."""
+    """Write the pins that are missing into the list at `path`; `told` gets a line for each step.
+
+    update: also pin everything on the hub again, at its newest revision.
+    """
     network = Network()
     sources = []
     for source in declared(path).sources:
@@ -38,7 +44,7 @@ def pin(path: Path, update: bool = False, told: Callable[[str], None] = lambda l
 
 
 def _from_hub(network: Network, source: Source, update: bool) -> Source:
-    """What the hub's metadata say; it has no sha256 of small files, so those are read."""
+    """Pin by the hub's metadata; small files have no sha256 there, so they are downloaded."""
     info = _model_info(source.repository, None if update else source.revision)
     published = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     try:
@@ -59,7 +65,7 @@ def _file(network: Network, source: Source, published: RepoSibling) -> WeightFil
     if published.lfs is not None:
         return WeightFile(path=published.rfilename, bytes=published.lfs["size"], sha256=published.lfs["sha256"])
     data = b"".join(persistent(network, source, WeightFile(path=published.rfilename)))
-    # git names a small file by the sha1 of this; it says whether the file arrived whole
+    # git names a small file by this sha1; it shows whether the file arrived whole
     blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
     if blob != published.blob_id:
         raise StorageUnavailable(f"{source.repository}/{published.rfilename}: it did not arrive whole; run again")
@@ -67,7 +73,7 @@ def _file(network: Network, source: Source, published: RepoSibling) -> WeightFil
 
 
 def _from_url(network: Network, source: Source) -> Source:
-    """Hash what is served: plain URLs have no metadata to believe."""
+    """Pin by the served content: plain URLs have no metadata."""
     if source.has_revisions and source.revision is None:
         raise InputError(f"{source.repository}: write the commit that you want as its `revision` into the list")
     files = []

@@ -1,6 +1,7 @@
-"""The pinned bundle: which files of which revisions the TRELLIS engine loads, by content (`infra/weights.json`).
+"""The pinned bundle: the files that the TRELLIS engine loads, by revision and content (`infra/weights.json`).
 
-What is not pinned has `null`; it is never guessed, only recorded from where the files are published (`pinning`).
+What is not pinned yet is `null`. Pins are never guessed, only recorded from the published files (pinning.py). Read by
+the engines, whose keys and reports name the bundle, and by the download.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ REVISION_FIELD = "{revision}"
 
 Part = Literal["required", "masks"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-# a branch or a tag would move: only a commit is a pin
+# a branch or a tag can move: only a commit is a pin
 Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
 
 
@@ -35,8 +36,11 @@ class WeightFile(_Declared):
     """A file of a source; without size and digest it is not pinned."""
 
     path: str
+    """Relative to the repository."""
     bytes: int | None = Field(None, ge=0)
+    """Size of the content; None if it is not pinned."""
     sha256: Sha256 | None = None
+    """Digest of the content, 64 hex digits; None if it is not pinned."""
 
     @model_validator(mode="after")
     def _is_inside(self) -> WeightFile:
@@ -47,18 +51,22 @@ class WeightFile(_Declared):
 
 
 class Source(_Declared):
-    """Files of one revision of a Hugging Face repository or, with `url` and `folder`, of another place.
-
-    `url` is a template with `{path}` and, where the place has revisions, `{revision}`; `folder` is in the bundle.
-    """
+    """Files of one revision of a Hugging Face repository or, with `url` and `folder`, of another place."""
 
     repository: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    """Name on the hub, or a name of the other place."""
     note: str | None = None
+    """Remark for readers of the list."""
     part: Part = "required"
+    """`masks`: needed only for views without alpha and depth."""
     url: str | None = None
+    """Template of the files' URLs, with `{path}` and, if the place has revisions, `{revision}`; None for the hub."""
     folder: str | None = None
+    """Folder of the files in the bundle; None for the hub's files, which lie in its cache."""
     revision: Commit | None = None
+    """Commit, 40 hex digits; None if it is not pinned, or the place has no revisions."""
     files: tuple[WeightFile, ...] = Field(min_length=1)
+    """The files that are loaded, and no others."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Source:
@@ -69,41 +77,44 @@ class Source(_Declared):
 
     @property
     def on_hub(self) -> bool:
+        """True for a Hugging Face repository."""
         return self.url is None
 
     @property
     def has_revisions(self) -> bool:
+        """True if the place keeps several revisions."""
         return self.url is None or REVISION_FIELD in self.url
 
     @property
     def pinned(self) -> bool:
+        """True if the revision and the content of every file are known."""
         known = all(file.sha256 is not None and file.bytes is not None for file in self.files)
         return known and (self.revision is not None or not self.has_revisions)
 
     @property
     def pin(self) -> str:
-        """What names the content: the commit or, where there are no revisions, the digests of the files."""
+        """The commit or, without revisions, a digest of the files' digests."""
         return self.revision or sha256_of(" ".join(file.sha256 or "" for file in self.files).encode())
 
     def refuse_pickles(self, published: Sequence[str]) -> None:
-        """Raise ValueError where a pickle, which can run code, is declared although the same weights are safe."""
+        """Raise ValueError if a pickle, which can run code, is declared although a safe file is published beside it."""
         pickles = [file.path for file in self.files if file.path.endswith(PICKLES)]
         if pickles and any(path.endswith(SAFE) for path in published):
             raise ValueError(f"{self.repository}: {pickles[0]} is a pickle; take the {SAFE} file beside it")
 
     def path_in_bundle(self, path: str) -> str:
-        """Where a file lies below the bundle's folder: in a Hugging Face cache, or in `folder`."""
+        """The path of a file below the bundle's folder: in a Hugging Face cache, or in `folder`."""
         if self.folder is not None:
             return f"{self.folder}/{path}"
         return f"{self._cache}/snapshots/{self.revision}/{path}"
 
     def path_in_mirror(self, path: str) -> str:
-        """`repository/revision/file`; where there are no revisions, `repository/file`."""
+        """The path of a file in a mirror: `repository/revision/file`, without revisions `repository/file`."""
         return "/".join(filter(None, (self.repository, self.revision, path)))
 
     @property
     def references(self) -> dict[str, bytes]:
-        """Small files of the bundle: what `main` is, to code that asks the cache for no revision."""
+        """Small files of the bundle that name the revision of `main`, for code that asks the cache for no revision."""
         return {f"{self._cache}/refs/main": str(self.revision).encode()} if self.on_hub else {}
 
     @property
@@ -112,13 +123,14 @@ class Source(_Declared):
 
 
 class Bundle(_Declared):
-    """All that the pipeline loads."""
+    """All weights that an inference loads."""
 
     sources: tuple[Source, ...] = Field(min_length=1)
+    """The repositories and other places that have them."""
 
     @property
     def digest(self) -> str:
-        """Names the bundle; known without any download."""
+        """The key of the bundle, 64 hex digits; known without any download."""
         content = [
             [source.repository, source.revision, [[file.path, file.sha256] for file in source.files]]
             for source in self.sources
@@ -127,13 +139,15 @@ class Bundle(_Declared):
 
     @property
     def unpinned(self) -> tuple[Source, ...]:
+        """The sources that are not pinned."""
         return tuple(source for source in self.sources if not source.pinned)
 
     def only(self, *parts: Part) -> Bundle:
+        """The bundle with the sources of these parts."""
         return Bundle(sources=tuple(source for source in self.sources if source.part in parts))
 
     def entries(self) -> tuple[FileEntry, ...]:
-        """Every file of the local folder; raises InputError where something is not pinned."""
+        """List every file of the local folder; raises InputError if something is not pinned."""
         self.refuse_unpinned()
         files = [
             FileEntry(path=source.path_in_bundle(file.path), bytes=file.bytes or 0, sha256=file.sha256 or "")
@@ -147,9 +161,11 @@ class Bundle(_Declared):
 
     @property
     def references(self) -> dict[str, bytes]:
+        """The small files of all sources, by path."""
         return {path: data for source in self.sources for path, data in source.references.items()}
 
     def refuse_unpinned(self) -> None:
+        """Raise InputError if something is not pinned."""
         if self.unpinned:
             names = "".join(f"\n  - {source.repository}" for source in self.unpinned)
             raise InputError(
@@ -159,21 +175,26 @@ class Bundle(_Declared):
 
 
 class Weights(BaseModel):
-    """Which weights: the digest of the pin list and the revisions in it. Where they lie is each machine's affair."""
+    """The weights of an inference, by content; each machine has its own folder for them."""
 
     model_config = ConfigDict(frozen=True)
 
     bundle: str
+    """Key of the bundle, 64 hex digits."""
     revisions: dict[str, str]
+    """Commit, or digest of the files, of each repository."""
 
     @staticmethod
     def of(bundle: Bundle) -> Weights:
-        """Known before any download."""
+        """The weights of a bundle, which need not be downloaded."""
         return Weights(bundle=bundle.digest, revisions={source.repository: source.pin for source in bundle.sources})
 
 
 def declared(path: Path | None = None) -> Bundle:
-    """The declared list, with every part; raises InputError where it is not one."""
+    """Read the declared list, with every part; raises InputError if it is not a list of weights.
+
+    path: None for CAPTURE2MESH_WEIGHTS_LIST.
+    """
     path = path or settings().weights_list
     try:
         return Bundle.model_validate_json(path.read_bytes())
@@ -185,5 +206,8 @@ def declared(path: Path | None = None) -> Bundle:
 
 
 def bundle(masks: bool = False) -> Bundle:
-    """What has to be there to infer; with `masks`, the network that makes them where alpha and depth do not."""
+    """The bundle that an inference loads.
+
+    masks: with the network that makes masks for views that have neither alpha nor depth.
+    """
     return declared().only("required", "masks") if masks else declared().only("required")

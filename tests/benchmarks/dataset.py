@@ -87,7 +87,8 @@ def pipelined(folder: Path) -> None:
 def _measured(name: str, folder: Path) -> None:
     """The loop or the batch, in a process of its own."""
     use_store(folder / name)
-    from flows.batch import _whole, work_through
+    from flows.batch import work_through
+    from flows.workshop import _whole
     from tasks.dataset.plan import plan
     from tasks.inference.registry import resolve_engine
     from tasks.settings import Parameters
@@ -97,11 +98,11 @@ def _measured(name: str, folder: Path) -> None:
     captures = plan(str(folder / "in"), output, engine, parameters).pending
     assert len(captures) == CAPTURES
     if name == "batch":
-        ended = work_through(captures, output, engine, parameters)
+        ended = work_through(captures, engine, parameters)
         assert ended == {"normal": CAPTURES}, ended
     else:
         for capture in captures:
-            assert _whole(capture, output, engine, parameters).report.status == "normal"
+            assert _whole(capture, engine, parameters).report.status == "normal"
     print(time.perf_counter() - begun, memory.stop())
 
 
@@ -122,14 +123,14 @@ def overhead(folder: Path) -> None:
     use_store(folder)
     os.environ |= {"PREFECT_HOME": str(folder / "prefect"), "CAPTURE2MESH_BATCH_PROCESSES": "1"}
     os.environ |= {"PREFECT_LOGGING_LEVEL": "WARNING", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
-    from flows import batch
+    from flows import batch, workshop
     from flows.cli import own_server
     from tests.synthetic import make_capture
 
     make_capture(folder / "first", "sphere", views=3, size=32)
     for index in range(TIMED_CAPTURES):
         shutil.copytree(folder / "first", folder / "in" / f"{index:04}")
-    batch._whole = _one_second  # type: ignore[assignment]
+    workshop._whole = _one_second  # type: ignore[assignment]
     own_server.start_server()
     begun = time.perf_counter()
     assert batch.batch(str(folder / "in"), str(folder / "out"), "fusion") == {"normal": TIMED_CAPTURES}
@@ -146,7 +147,7 @@ def planning(folder: Path) -> None:
     from tasks.settings import Parameters
     from tasks.store.location import Location
     from tests.support.published import mark_published
-    from tests.support.running import seaweedfs
+    from tests.support.running_s3 import seaweedfs
 
     engine, parameters = resolve_engine("fusion"), Parameters()
     paths = ["transforms.json"] + [f"{kind}/{index}.png" for kind in ("views", "depth") for index in range(FILES // 2)]
@@ -183,25 +184,25 @@ def _shard(folder: str) -> None:
     """One worker's batch."""
     use_store(Path(folder))
     os.environ |= {"CAPTURE2MESH_BATCH_PROCESSES": "1"}
-    from flows import batch
+    from flows import batch, workshop
     from tasks.dataset.plan import plan
     from tasks.inference.registry import resolve_engine
     from tasks.settings import Parameters
 
-    batch._whole = _publish_after  # type: ignore[assignment]
+    workshop._whole = _publish_after  # type: ignore[assignment]
     engine, output = resolve_engine("fusion"), f"{folder}/out"
     captures = plan(f"{folder}/in", output, engine, Parameters()).pending
-    print(batch.work_through(captures, output, engine, Parameters()), flush=True)
+    print(batch.work_through(captures, engine, Parameters()), flush=True)
 
 
-def _publish_after(capture: object, output: str, *_: object) -> object:
+def _publish_after(planned: object, *_: object) -> object:
     """Hold the GPU, then let others see that it is done."""
     from tasks.dataset.plan import Planned
     from tests.support.published import mark_published
 
-    assert isinstance(capture, Planned)
+    assert isinstance(planned, Planned)
     result = _hold_the_gpu()
-    mark_published(output, capture.id, capture.upload_key)
+    mark_published(planned.upload.output, planned.id, planned.upload.key)
     return result
 
 

@@ -137,7 +137,7 @@ def make_captures(folder: Path, count: int) -> None:
 
 def observe_requests(measured: Measured) -> None:
     """From now on every request of this process to the model is kept."""
-    from tasks.inference.trellis.trellis_engine import TrellisProcess
+    from tasks.inference.trellis.model_process import TrellisProcess
 
     ask = TrellisProcess.request
 
@@ -158,14 +158,14 @@ def observe_requests(measured: Measured) -> None:
 
 
 def loop(dataset: Path, output: Path, exporter: Any) -> None:
-    from flows.batch import _whole
+    from flows.workshop import _whole
     from tasks.dataset.plan import plan
     from tasks.inference.registry import TRELLIS, resolve_engine
     from tasks.settings import ExportParameters, Parameters
 
     engine, parameters = resolve_engine("trellis"), Parameters(export=ExportParameters(exporter=exporter))
-    for capture in plan(str(dataset), str(output), engine, parameters).pending:
-        _whole(capture, str(output), engine, parameters)
+    for planned in plan(str(dataset), str(output), engine, parameters).pending:
+        _whole(planned, engine, parameters)
     TRELLIS.close()
 
 
@@ -192,7 +192,7 @@ ROUTES = {"loop": loop, "command": command, "batch": batch}
 
 def measure(route: str, dataset: Path, folder: Path) -> Measured:
     """Run a route; in a process of its own, as settings and libraries' threads are a process's."""
-    from flows.__main__ import PREFECT_DEFAULTS
+    from flows.cli.conventions import PREFECT_DEFAULTS
 
     use_store(folder)
     os.environ |= {"PREFECT_HOME": str(folder.parent / "prefect"), **PREFECT_DEFAULTS}

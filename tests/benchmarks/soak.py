@@ -18,8 +18,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.integration.test_dataset_kill import arguments, assert_alone, leftovers, machine, processes_of, published
-from tests.support.running import TIMEOUT, CommandLine, free_ports, kill_group, prefect
+from infra.s3 import free_ports
+from tests.support.dataset_runs import arguments, assert_alone, leftovers, machine, processes_of, published
+from tests.support.running import TIMEOUT, CommandLine, kill_group, prefect
 from tests.synthetic import SHAPES, make_capture
 
 KILLS, CAPTURES = 20, 12

@@ -18,8 +18,8 @@ from tasks.capture.completeness import StorageState
 from tasks.capture.listing import list_captures, upload_key
 from tasks.settings import Parameters
 from tasks.store.location import Location
-from tests.integration.test_uploads import WHOLE, at_home
 from tests.support.published import mark_published
+from tests.support.upload_house import WHOLE, at_home
 
 THREADS = 16
 

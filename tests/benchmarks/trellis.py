@@ -62,7 +62,8 @@ def measure(views: Sequence[View], scratch: Path) -> Iterator[dict[str, float]]:
 
     ready: from the call until the model starts on the views. ours: of a warm call, all but preprocess and run.
     """
-    from tasks.inference.trellis.trellis_engine import Trellis, runtime_here
+    from tasks.inference.trellis.model_process import runtime_here
+    from tasks.inference.trellis.trellis_engine import Trellis
     from tasks.settings import InferParameters
 
     engine = Trellis(lambda: replace(runtime_here(), scratch=scratch))
@@ -73,7 +74,7 @@ def measure(views: Sequence[View], scratch: Path) -> Iterator[dict[str, float]]:
             answered = time.perf_counter()
             data = output.to_safetensors()
             handed = time.perf_counter()
-            textured = engine.to_glb(output)
+            textured = engine.to_glb(data)
             ended = time.perf_counter()
             inside = output.measured
             beside = answered - begun - inside["preprocess"] - inside["run"]

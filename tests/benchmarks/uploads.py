@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from infra.stack import Stack, StackSettings  # noqa: E402
-from tests.integration import test_uploads_at_once as at_once  # noqa: E402
-from tests.integration.test_trellis_run import views_only  # noqa: E402
+from tests.support import watching_stack  # noqa: E402
+from tests.support.gpu_machine import views_only  # noqa: E402
 from tests.support.running import wait_for  # noqa: E402
 from tests.support.running_stack import ENDED  # noqa: E402
 from tests.synthetic import make_capture  # noqa: E402
@@ -59,16 +59,16 @@ def latency(capture: Path, count: int) -> None:
 def many(capture: Path, count: int) -> None:
     names = [f"upload {number:04}" for number in range(count)]
     folder = capture.parent
-    with at_once.watching(folder) as stack:
+    with watching_stack.watching(folder) as stack:
         begun = time.perf_counter()
-        at_once.upload(stack, views_only(capture) / "views", names)
+        watching_stack.upload(stack, views_only(capture) / "views", names)
         uploaded = time.perf_counter() - begun
-        wait_for("all captures", lambda: at_once.done(stack, names), PATIENCE, pause=5)
-        published, batches = at_once.published(stack), at_once.batches(stack)
+        wait_for("all captures", lambda: watching_stack.done(stack, names), PATIENCE, pause=5)
+        published, batches = watching_stack.published(stack), watching_stack.batches(stack)
         print(
             f"{count} at once: uploaded in {uploaded:.0f} s, done after {time.perf_counter() - begun:.0f} s;"
             f" one asset each: {published == Counter([*names, 'mug'])}, inferences less the sample's:"
-            f" {at_once.inferences(folder) - 1}, batches: {dict(Counter(run['state_name'] for run in batches))}"
+            f" {watching_stack.inferences(folder) - 1}, batches: {dict(Counter(run['state_name'] for run in batches))}"
         )
 
 

@@ -29,9 +29,7 @@ from typer.testing import CliRunner
 
 from flows.__main__ import app
 from tasks.report import Report
-from tasks.settings import settings
-from tasks.stage import _records
-from tasks.store.results import store
+from tests.support.own_settings import forget
 from tests.support.running import ROOT, CommandLine, Finished, assert_whole
 
 VIEW, OTHER, DEPTH, CAMERAS = "views/view_003.png", "views/view_005.png", "depth/view_003.png", "transforms.json"
@@ -68,23 +66,21 @@ Here = Callable[[Path], Finished]
 
 
 @pytest.fixture
-def reconstruct_here(prefect_here: None, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
+def reconstruct_here(
+    prefect_here: None, own_store: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> Here:
     """Runs the command line in this process, with the store of `command_line`."""
-    cached = (settings, store, _records)
     for name, value in command_line.environment.items():
         if name.startswith("CAPTURE2MESH_"):
             monkeypatch.setenv(name, value)
-    for function in cached:
-        function.cache_clear()
+    forget()
 
     def run(capture: Path) -> Finished:
         result = CliRunner().invoke(app, list(map(str, command_line.reconstruct_arguments(capture))))
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
         return Finished(result.exit_code, result.stdout, result.stderr)
 
-    yield run
-    for function in cached:
-        function.cache_clear()
+    return run
 
 
 def edit_transforms(capture: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -26,8 +26,8 @@ pytestmark = [pytest.mark.system, pytest.mark.skipif(CHROMIUM is None, reason="n
 SCREENSHOTS = ROOT / "build" / "screenshots"  # what CI keeps
 WINDOW = {"width": 1400, "height": 1000}
 WHOLE_FORM = {"width": 1400, "height": 4800}
-PATIENCE_MS, MENU_MS = 30_000, 3_000
-RUN_SECONDS = 180
+PATIENCE_MS, MENU_MS = 90_000, 3_000
+RUN_SECONDS = 480
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 LEAST_CONTRAST = 10
 # those of a small run; the voxels are no other test's, for its inference not to be a hit

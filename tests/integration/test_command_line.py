@@ -1,4 +1,4 @@
-"""`python -m flows`: one capture in, one asset out; the same work is done once; what is wrong is said."""
+"""The command line: one capture in, one asset out; the same work is done once; what is wrong is said."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, version
 from pathlib import Path
 
 import pytest
 
+from flows.__main__ import main
 from tasks.report import Report
 from tasks.store.location import file_sha256
 from tests.support.running import (
@@ -56,11 +59,10 @@ class Run:
         return next(self.flows.output.glob("*/*/_SUCCESS")).parent
 
     def stage_entries(self) -> Snapshot:
-        """The store without Prefect's records; the time of a manifest is that of the entry's last use."""
+        """The store; the time of a manifest is that of the entry's last use, which may differ."""
         return {
             path: (0, content) if path.endswith("/manifest.json") else (changed_at, content)
             for path, (changed_at, content) in snapshot(self.flows.store).items()
-            if not path.startswith("_records")
         }
 
 
@@ -228,6 +230,16 @@ def test_help_is_quick_and_loads_nothing_heavy(tmp_path: Path) -> None:
     )
     probed = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False)
     assert probed.stderr.split() == []
+
+
+def test_version_is_that_of_the_package(tmp_path: Path) -> None:
+    finished = CommandLine(tmp_path).run("--version")
+    assert (finished.code, finished.stdout) == (0, f"capture2mesh {version('capture2mesh')}\n")
+
+
+def test_console_script_is_the_same_command_line() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert EntryPoint("capture2mesh", scripts["capture2mesh"], "console_scripts").load() is main
 
 
 def test_rig_writes_the_cameras_of_a_turntable(capture: Callable[[str], Path], tmp_path: Path) -> None:

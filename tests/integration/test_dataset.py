@@ -1,4 +1,4 @@
-"""Datasets: planned, reconstructed, reported; what is done stays done, and a capture that fails costs itself only."""
+"""Datasets: planned, reconstructed, reported; what is done stays done, and a capture that fails stops no other."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-import flows.batch
-import tasks.stage
+import flows.workshop
 from flows.dataset import reconstruct_dataset
 from tasks.dataset.dataset_report import DatasetReport
 from tasks.dataset.plan import Plan, plan
@@ -25,10 +24,10 @@ from tasks.dataset.rows import Record
 from tasks.errors import EngineUnavailable, WeightsUnavailable
 from tasks.inference.registry import TRELLIS
 from tasks.mesh.publish import Latest
-from tasks.settings import Parameters, settings
+from tasks.settings import Parameters
 from tasks.store.claims import Failure
-from tasks.store.results import store
-from tests.integration.test_trellis_run import gpu_environment, views_only
+from tests.support.gpu_machine import gpu_environment, views_only
+from tests.support.own_settings import forget
 from tests.support.running import (
     SMALL,
     STAGES,
@@ -50,7 +49,6 @@ from tests.synthetic import make_capture
 pytestmark = pytest.mark.system
 
 VIEWS, SIZE = 8, 96
-CACHED = (settings, store, tasks.stage._records)
 FAILURES = "store/_ledger/failures/*.json"
 
 
@@ -143,17 +141,12 @@ class Here:
 
 
 @pytest.fixture
-def here(tmp_path: Path, prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
-    monkeypatch.setenv("CAPTURE2MESH_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("CAPTURE2MESH_SCRATCH", str(tmp_path / "scratch"))
+def here(own_store: Path, tmp_path: Path, prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
     monkeypatch.setenv("CAPTURE2MESH_BATCH_PROCESSES", "2")
-    for function in CACHED:
-        function.cache_clear()
+    forget()
     with temporary_settings(updates={PREFECT_API_URL: prefect_server, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield Here(tmp_path, prefect_server)
     TRELLIS.close()
-    for function in CACHED:
-        function.cache_clear()
 
 
 def test_mixed_dataset_to_the_last_repair(here: Here, put: Callable[..., Path]) -> None:
@@ -234,7 +227,7 @@ def gpu(here: Here, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Counter[str
     """Makes this machine look as if it had a GPU; gives what the model's process says it did."""
     for name, value in gpu_environment(here.folder).items():
         monkeypatch.setenv(name, value)
-    settings.cache_clear()
+    forget()
     log = here.folder / "log"
     return lambda: Counter(line.split()[0] for line in log.read_text().splitlines() if not line.startswith("empty"))
 
@@ -263,7 +256,7 @@ def test_one_model_for_all_captures(
         for path in (*views[:first], *views[first + 3 :]):
             path.unlink()
     views_only(put("many"))
-    fetched, textured = counted(monkeypatch, flows.batch, "fetch_weights"), counted(monkeypatch, TRELLIS, "to_glb")
+    fetched, textured = counted(monkeypatch, flows.workshop, "fetch_weights"), counted(monkeypatch, TRELLIS, "to_glb")
 
     first = here.run(engine="trellis", export__simplify="0.5")
     assert first.states == {**dict.fromkeys(good, "normal"), "many": "failed"}
@@ -325,7 +318,7 @@ def test_weights_that_cannot_be_fetched_end_the_run(
     for number in range(3):
         views_only(put(f"ball {number}"))
     (here.folder / "mirror").rename(here.folder / "elsewhere")
-    fetched = counted(monkeypatch, flows.batch, "fetch_weights")
+    fetched = counted(monkeypatch, flows.workshop, "fetch_weights")
     with pytest.raises(WeightsUnavailable, match="the mirror lacks it"):
         here.run(engine="trellis")
     assert len(fetched) == 1

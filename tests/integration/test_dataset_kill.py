@@ -19,20 +19,20 @@ from prefect import flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tasks.dataset.dataset_report import DatasetReport
+from tests.support.dataset_runs import arguments, assert_alone, leftovers, machine, processes_of, published
 from tests.support.running import (
     ROOT,
-    S3,
     SMALL,
     TIMEOUT,
     CommandLine,
     assignments,
-    contents_of,
     kill_group,
     post,
     prefect,
     running,
     wait_for,
 )
+from tests.support.running_s3 import S3
 from tests.support.running_stack import read
 from tests.synthetic import make_capture
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.system
 
 CAPTURES = {"ball": "sphere", "ring": "torus", "deep/ball": "sphere"}
 KILLS = 3
-ORPHAN_SECONDS, CANCEL_SECONDS = 10, 15
+ORPHAN_SECONDS, CANCEL_SECONDS = 60, 60
 RUN = "PREFECT__FLOW_RUN_ID="
 CHANCE = random.Random(11)
 """When it is killed."""
@@ -52,42 +52,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, (name, shape) in enumerate(CAPTURES.items()):
         make_capture(folder / name, shape, views=8, size=96, seed=seed)
     return folder
-
-
-def arguments(dataset: Path, output: Path) -> list[str | Path]:
-    return ["dataset", dataset, output, "--engine", "fusion", "--json", *assignments(SMALL)]
-
-
-def machine(folder: Path, server: str) -> CommandLine:
-    return CommandLine(folder, server, {"CAPTURE2MESH_BATCH_PROCESSES": "2"})
-
-
-def published(output: Path) -> dict[str, bytes]:
-    """All but what tells how long it took."""
-    return {
-        path: data
-        for path, data in contents_of(output).items()
-        if not path.startswith("_dataset") and path.rpartition("/")[2] not in ("report.json", "manifest.json")
-    }
-
-
-def processes_of(folder: Path) -> list[int]:
-    """What has the folder in its environment: the run, and all that it has started."""
-    return [
-        int(process.name)
-        for process in Path("/proc").glob("[0-9]*")
-        if str(folder).encode() in read(process / "environ")
-        and b"Z" not in read(process / "stat").rpartition(b")")[2][:3]
-    ]
-
-
-def assert_alone(folder: Path, seconds: float) -> None:
-    wait_for("the end of all its processes", lambda: processes_of(folder) == [], seconds)
-
-
-def leftovers(flows: CommandLine) -> list[Path]:
-    """What a run works in before it renames."""
-    return [path for root in (flows.cli.store_commands, flows.output) for path in root.rglob(".*")]
 
 
 def completed(flows: CommandLine, dataset: Path) -> DatasetReport:

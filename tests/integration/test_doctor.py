@@ -1,4 +1,4 @@
-"""doctor tells the truth, on a machine with a GPU and on one without; the GPU is the stand-in's."""
+"""The findings of doctor on a machine with a GPU, which is the stand-in's, and on one without."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
-from tasks.doctor import Check, can_run, checks, table
+from tasks.doctor import Finding, can_run, findings, table
 from tasks.errors import WeightsMissing
-from tasks.inference.trellis.trellis_engine import Runtime
+from tasks.inference.trellis.model_process import Runtime
 from tasks.store.location import Location
-from tests.integration.test_trellis_process import STAND_IN
+from tests.support.gpu_machine import STAND_IN
 
 PACKAGES = ["spconv/pytorch", "flash_attn", "nvdiffrast/torch", "diff_gaussian_rasterization"]
 
@@ -26,13 +26,13 @@ def missing() -> str:
     raise WeightsMissing("weights: bundle 0123456789ab is not whole")
 
 
-def by_name(found: list[Check]) -> dict[str, Check]:
+def by_name(found: list[Finding]) -> dict[str, Finding]:
     return {check.name: check for check in found}
 
 
 @pytest.fixture
 def gpu_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A driver and upstream's compiled packages, as far as one can see them; the folder of the packages."""
+    """Make a machine seem to have a driver and upstream's compiled packages; the folder of these packages."""
     packages, programs = tmp_path / "packages", tmp_path / "bin"
     for name in PACKAGES:
         (packages / name).mkdir(parents=True)
@@ -40,7 +40,7 @@ def gpu_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (packages / name / "__init__.py").touch()
     programs.mkdir()
     smi = programs / "nvidia-smi"
-    smi.write_text("#!/bin/sh\necho 'Stand-in GPU, 580.1, 81920, 70000'\n")
+    smi.write_text("#!/bin/sh\necho '0, Stand-in GPU, 580.1, 81920'\n")
     smi.chmod(0o755)
     monkeypatch.setenv("PYTHONPATH", str(packages))
     monkeypatch.setenv("PATH", str(programs), prepend=":")
@@ -49,7 +49,7 @@ def gpu_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_machine_with_a_gpu(gpu_machine: Path, tmp_path: Path) -> None:
     runtime = Runtime("w", tmp_path / "scratch", root=STAND_IN)
-    found = checks(runtime, fetched, Location.of(tmp_path / "store"))
+    found = findings(runtime, fetched, Location.of(tmp_path / "store"))
     assert [check.name for check in found if not check.ok] == []
     assert can_run("trellis", found) and can_run("auto", found)
     named = by_name(found)
@@ -63,7 +63,7 @@ def test_a_machine_with_a_gpu(gpu_machine: Path, tmp_path: Path) -> None:
 def test_a_machine_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     runtime = Runtime("w", tmp_path / "scratch")
-    found = checks(runtime, missing, Location.of(tmp_path / "store"))
+    found = findings(runtime, missing, Location.of(tmp_path / "store"))
     named = by_name(found)
     failing = {check.name for check in found if not check.ok}
     assert failing >= {"NVIDIA driver", "GPU", "trellis (ReconViaGen)", "spconv", "weights"}
@@ -74,7 +74,7 @@ def test_a_machine_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_what_only_the_exporter_needs(gpu_machine: Path, tmp_path: Path) -> None:
     (gpu_machine / "diff_gaussian_rasterization" / "__init__.py").write_text("import a_missing_kernel\n")
-    found = checks(Runtime("w", tmp_path / "scratch", root=STAND_IN), fetched, Location.of(tmp_path / "store"))
+    found = findings(Runtime("w", tmp_path / "scratch", root=STAND_IN), fetched, Location.of(tmp_path / "store"))
     assert "No module named 'a_missing_kernel'" in by_name(found)["gaussian rasteriser"].found
     assert not can_run("trellis", found)
     assert can_run("trellis", found, exporter="native")
@@ -83,8 +83,8 @@ def test_what_only_the_exporter_needs(gpu_machine: Path, tmp_path: Path) -> None
 def test_faults_of_every_run(tmp_path: Path) -> None:
     occupied = tmp_path / "store"
     occupied.write_text("a file")
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):  # the discard port: nobody answers
-        found = by_name(checks(Runtime("w", tmp_path / "scratch"), missing, Location.of(occupied)))
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):  # the discard port: nothing listens there
+        found = by_name(findings(Runtime("w", tmp_path / "scratch"), missing, Location.of(occupied)))
     assert not found["store"].ok and "CAPTURE2MESH_STORE" in found["store"].todo
     assert not found["Prefect server"].ok and "does not answer" in found["Prefect server"].found
     assert not can_run("fusion", list(found.values()))
@@ -92,27 +92,27 @@ def test_faults_of_every_run(tmp_path: Path) -> None:
 
 def test_a_server_that_answers(prefect_server: str, tmp_path: Path) -> None:
     with temporary_settings({PREFECT_API_URL: prefect_server}):
-        found = by_name(checks(Runtime("w", tmp_path / "scratch"), missing, Location.of(tmp_path / "store")))
-    assert found["Prefect server"] == Check("Prefect server", f"answers: {prefect_server}", "every run", True)
+        found = by_name(findings(Runtime("w", tmp_path / "scratch"), missing, Location.of(tmp_path / "store")))
+    assert found["Prefect server"] == Finding("Prefect server", f"answers: {prefect_server}", "every run", True)
 
 
 def test_too_little_memory_and_a_broken_driver(gpu_machine: Path, tmp_path: Path) -> None:
     (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho 'Failed to initialize NVML'\nexit 255\n")
     runtime = Runtime("w", tmp_path / "scratch", {"STAND_IN_FREE_GIB": "9.5"}, root=STAND_IN)
-    found = by_name(checks(runtime, fetched, Location.of(tmp_path / "store")))
+    found = by_name(findings(runtime, fetched, Location.of(tmp_path / "store")))
     assert not found["GPU"].ok and "9.5 of 80.0 GiB free" in found["GPU"].found
     assert not found["NVIDIA driver"].ok and "255" in found["NVIDIA driver"].found
 
 
 def test_this_process_imports_none_of_it(gpu_machine: Path, tmp_path: Path) -> None:
-    checks(Runtime("w", tmp_path / "scratch", root=STAND_IN), fetched, Location.of(tmp_path / "store"))
+    findings(Runtime("w", tmp_path / "scratch", root=STAND_IN), fetched, Location.of(tmp_path / "store"))
     assert not {"torch", "trellis", "spconv"} & sys.modules.keys()
 
 
 def test_the_table_says_what_to_do() -> None:
     console = Console(record=True, width=160)
     console.print(
-        table([Check("GPU", "a [b] c", "trellis", False, "get one"), Check("Python", "3", "every run", True, "x")])
+        table([Finding("GPU", "a [b] c", "trellis", False, "get one"), Finding("Python", "3", "every run", True, "x")])
     )
     text = console.export_text()
     assert "a [b] c" in text and "get one" in text and "NO" in text

@@ -1,4 +1,7 @@
-"""Inference handed over to the `cuda` pool: real workers run the deployments of prefect.yaml."""
+"""Inference handed over to the `cuda` pool: a real worker runs the deployments of prefect.yaml.
+
+That `reconstruct/default` runs in a worker of the pool `cpu` and hands over, tests/integration/test_stack.py shows.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from tasks.report import Report
-from tests.integration.test_trellis_run import gpu_environment, views_only
+from tests.support.gpu_machine import gpu_environment, views_only
 from tests.support.running import (
     ROOT,
-    SMALL,
     STAGES,
     TIMEOUT,
     CommandLine,
-    ask,
     assert_published,
     contents_of,
     post,
@@ -29,16 +29,14 @@ from tests.support.running import (
 
 pytestmark = pytest.mark.system
 
-POOLS = ("cpu", "cuda")
-
 
 @dataclass(frozen=True)
 class House:
-    """A server with the deployments, and a worker for each pool; all of them see one store."""
+    """A server with the deployments, and a worker of the pool `cuda`; both see one store."""
 
     server: str
     flows: CommandLine
-    logs: tuple[Path, ...]
+    log: Path
 
     def inferences(self) -> list[tuple[str, str]]:
         """Pool and state of every flow run of `infer`."""
@@ -48,7 +46,7 @@ class House:
 
 @pytest.fixture(scope="module")
 def house(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """The workers end with this module; pools and deployments stay on the shared server, where nobody minds them."""
+    """The worker ends with this module; pools and deployments stay on the shared server, where they disturb nothing."""
     folder = tmp_path_factory.mktemp("house")
     line = CommandLine(folder, prefect_server, {"CAPTURE2MESH_STORE_SHARED": "1", **gpu_environment(folder)})
     with ExitStack() as stack:
@@ -58,13 +56,11 @@ def house(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
             ["--no-prompt", "deploy", "--all"],
         ):
             command(line, *arguments)
-        logs = tuple(folder / f"worker-{pool}.log" for pool in POOLS)
-        for pool, log in zip(POOLS, logs, strict=True):
-            worker = ["worker", "start", "--pool", pool, "--type", "process", "--limit", "1", "--name", f"{pool}-0"]
-            stack.enter_context(running([sys.executable, "-m", "prefect", *worker], line.environment, log))
-        for pool in POOLS:
-            wait_for(f"worker of {pool}", lambda pool=pool: post(prefect_server, f"/work_pools/{pool}/workers/filter"))
-        yield House(prefect_server, line, logs)
+        log = folder / "worker.log"
+        worker = ["worker", "start", "--pool", "cuda", "--type", "process", "--limit", "1", "--name", "cuda-0"]
+        stack.enter_context(running([sys.executable, "-m", "prefect", *worker], line.environment, log))
+        wait_for("the worker", lambda: post(prefect_server, "/work_pools/cuda/workers/filter"))
+        yield House(prefect_server, line, log)
 
 
 def command(line: CommandLine, *arguments: str) -> None:
@@ -92,7 +88,7 @@ def test_inference_runs_in_the_worker(house: House, capture: Callable[[str], Pat
     flows = handing_over(house, tmp_path)
     before = house.inferences()
     first = flows.reconstruct(ball)
-    assert first.code == 0, first.stderr + "".join(log.read_text() for log in house.logs)
+    assert first.code == 0, first.stderr + house.log.read_text()
     report = first.report
     assert report.status == "normal"
     assert report.engine.name == "fusion"
@@ -115,7 +111,7 @@ def test_trellis_infers_and_exports_in_the_worker(house: House, capture: Callabl
     before = house.inferences()
     asked = [*flows.reconstruct_arguments(ball, export__simplify="0.5"), "--engine", "trellis"]
     first = flows.run(*asked)
-    assert first.code == 0, first.stderr + "".join(log.read_text() for log in house.logs)
+    assert first.code == 0, first.stderr + house.log.read_text()
     assert (first.report.status, first.report.engine.name) == ("normal", "trellis")
     assert first.report.mesh.exporter == "to_glb"
     assert "export_glb" not in first.ran  # the worker has done it
@@ -145,32 +141,3 @@ def test_deployment_that_is_not_there_is_told(house: House, capture: Callable[[s
     assert (finished.code, finished.stdout) == (2, "")
     assert "infer/nowhere" in finished.stderr
     assert "Traceback" not in finished.stderr
-
-
-def test_reconstruction_runs_in_a_worker(house: House, capture: Callable[[str], Path], tmp_path: Path) -> None:
-    """reconstruct/default on the `cpu` pool, which hands its inference over to the `cuda` pool."""
-    ball, output = capture("worked"), tmp_path / "out"
-    groups: dict[str, object] = {}
-    for name, value in SMALL.items():
-        *path, leaf = name.split(".")
-        group = groups
-        for part in path:
-            group = group.setdefault(part, {})  # type: ignore[assignment]
-        group[leaf] = int(value)
-    deployment = ask(house.server, "/deployments/name/reconstruct/default")
-    run = post(
-        house.server,
-        f"/deployments/{deployment['id']}/create_flow_run",
-        parameters={"capture": str(ball), "output": str(output), "parameters": groups},
-        state={"type": "SCHEDULED"},
-    )
-
-    def ended() -> str | None:
-        state = ask(house.server, f"/flow_runs/{run['id']}")["state"]
-        return state["name"] if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
-
-    assert wait_for("the flow run", ended) == "Completed", "".join(log.read_text() for log in house.logs)
-    (asset,) = [marker.parent for marker in output.glob("worked/*/_SUCCESS")]
-    report = Report.model_validate_json((asset / "report.json").read_text())
-    assert report.status == "normal"
-    assert_published(contents_of(asset), [entry.path for entry in report.outputs])

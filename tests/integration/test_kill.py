@@ -5,22 +5,19 @@ from __future__ import annotations
 import random
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.support.dataset_runs import leftovers
 from tests.support.running import STAGES, CommandLine, assert_published, assert_whole, contents_of, kill_group
 
 pytestmark = pytest.mark.system
 
-DELAYS = random.Random(7)
-"""Of kills some time into a stage."""
-
-
-@pytest.fixture(scope="module")
-def ball(capture: Callable[[str], Path]) -> Path:
-    return capture("ball")
+CHANCE = random.Random(7)
+"""When publish is killed the second time."""
 
 
 def kill_at(process: subprocess.Popen[str], stage: str, delay: float) -> None:
@@ -39,24 +36,20 @@ def kill_at(process: subprocess.Popen[str], stage: str, delay: float) -> None:
         process.communicate()
 
 
-def leftovers(flows: CommandLine) -> list[Path]:
-    """Hidden files and folders: what a run works in before it renames."""
-    return [path for root in (flows.cli.store_commands, flows.output) for path in root.rglob(".*")]
-
-
-@pytest.mark.parametrize(
-    ("stage", "delay"),
-    [*((stage, 0.0) for stage in (*STAGES, "publish")), ("publish", DELAYS.uniform(0, 0.05))],
-)
-def test_killed_run_can_be_run_again(stage: str, delay: float, ball: Path, command_line: CommandLine) -> None:
-    kill_at(command_line.start(*command_line.reconstruct_arguments(ball)), stage, delay)
+def test_run_killed_at_every_stage_can_be_run_again(capture: Callable[[str], Path], command_line: CommandLine) -> None:
+    """It is killed at each stage in turn, at publish twice; each run goes on where the one before was killed."""
+    ball, entries = capture("ball"), Counter[tuple[str, int]]()
+    for stage, delay in [*((stage, 0.0) for stage in (*STAGES, "publish")), ("publish", CHANCE.uniform(0, 0.05))]:
+        kill_at(command_line.start(*command_line.reconstruct_arguments(ball)), stage, delay)
+        for done in STAGES[: STAGES.index(stage)] if stage in STAGES else STAGES:
+            (entry,) = command_line.store.glob(f"{done}/*/manifest.json")
+            entries[done, entry.stat().st_ino] += 1
+    assert len(entries) == len(STAGES)  # each is written once
 
     finished = command_line.reconstruct(ball)
-    assert finished.code == 0, finished.stderr
+    assert (finished.code, finished.ran) == (0, []), finished.stderr
     report = finished.report
     assert report.status == "normal"
-    done = STAGES[: STAGES.index(stage)] if stage in STAGES else STAGES
-    assert [timing.name for timing in report.stages if timing.cached][: len(done)] == list(done)
     (asset,) = [marker.parent for marker in command_line.output.glob("ball/*/_SUCCESS")]
     assert_published(contents_of(asset), [entry.path for entry in report.outputs])
     assert (asset.parent / "latest.json").is_file()

@@ -12,23 +12,23 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from infra.deploy import AUTOMATIONS
 from infra.stack import SAMPLE, Stack
 from infra.stack_members import members
-from tests.integration.test_trellis_run import views_only
-from tests.support.postgresql import postgresql
+from tests.support.gpu_machine import views_only
 from tests.support.running import STAGES, wait_for
-from tests.support.running_stack import PATIENCE, Running, parameters, read, started
+from tests.support.running_stack import PATIENCE, Running, assets, parameters, read, report
 
 pytestmark = pytest.mark.system
 
 SECONDS = 10
 """Of a slow inference."""
 UNBEGUN_SECONDS = 60
+GONE_SECONDS = 90
+"""Within which a process that was told to end is gone."""
 SLOW = {"engine": "trellis", "infer__trellis__ss_steps": str(SECONDS * 10), "export__exporter": '"native"'}
 
 
@@ -48,7 +48,7 @@ def upload(stack: Running, capture: Callable[[str], Path]) -> Callable[[str], st
 
 def models(stack: Running) -> list[int]:
     """Processes that hold the model."""
-    return [int(each.name) for each in stack.processes() if b"trellis_process.py" in read(each / "cmdline")]
+    return [int(each.name) for each in stack.processes() if b"inference/trellis/process" in read(each / "cmdline")]
 
 
 def inferring(stack: Running, run: str) -> None:
@@ -65,17 +65,6 @@ def kill(stack: Running, command: bytes) -> None:
     """SIGKILL the process of the stack that was started by a command."""
     (process,) = [each for each in stack.processes() if command in read(each / "cmdline")]
     os.kill(int(process.name), signal.SIGKILL)
-
-
-def assets(stack: Running, capture: str) -> list[str]:
-    """What is published of a capture."""
-    return Stack(stack.settings).s3.client("worker").find(f"assets/{capture}")
-
-
-def report(stack: Running, capture: str) -> Any:
-    """The report of a capture's only asset."""
-    (path,) = [path for path in assets(stack, capture) if path.endswith("/report.json")]
-    return json.loads(Stack(stack.settings).s3.client("worker").cat_file(path))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,7 +99,7 @@ def test_cancelled_in_mid_inference(stack: Running, upload: Callable[[str], str]
     run = stack.run(upload("cancelled"), infer__seed="1", **SLOW)
     inferring(stack, run)
     stack.set_state(run, "CANCELLING", "Cancelling")
-    wait_for("the end of the inference", lambda: not models(stack), seconds=30)
+    wait_for("the end of the inference", lambda: not models(stack), seconds=GONE_SECONDS)
     assert stack.ended(run)["state_name"] == "Cancelled", stack.logs
     wait_for("the end of the handed over run", lambda: stack.children(run)[-1]["state_name"] == "Cancelled", PATIENCE)
     assert assets(stack, "cancelled") == []
@@ -172,7 +161,7 @@ def test_killed_worker_comes_back_and_its_run_completes(
     inferring(stack, run)
     held = models(stack)
     kill(stack, f"--pool\0{pool}".encode())
-    wait_for("the end of the inference", lambda: not set(held) & set(models(stack)), seconds=30)
+    wait_for("the end of the inference", lambda: not set(held) & set(models(stack)), seconds=GONE_SECONDS)
     wait_for("the stack's word", lambda: f"worker-{pool}-0 ended with status -9" in stack.told)
     wait_for("the end", lambda: stack.read(run)["state_name"] == "Completed", PATIENCE)
     assert [child["state_name"] for child in stack.children(run)] == ends
@@ -222,12 +211,3 @@ def test_missed_nights_are_caught_up_by_one_run(stack: Running) -> None:
     assert all(end <= begun for (_, end), (begun, _) in pairwise(worked))
     assert sum(len(stack.children(run)) for run in runs) == 1  # batches: what the one has done, the next finds
     assert [path for path in assets(stack, "nights/mug") if path.endswith("/_SUCCESS")]
-
-
-def test_stack_on_postgresql(tmp_path: Path) -> None:
-    with postgresql() as url, started(tmp_path / "state", CAPTURE2MESH_STACK_DATABASE_URL=url) as stack:
-        run = stack.run()
-        assert stack.ended(run)["state_name"] == "Completed", stack.logs
-        assert [child["state_name"] for child in stack.children(run)] == ["Completed"]
-        assert report(stack, "mug")["status"] == "normal"
-        assert not list((stack.folder / "prefect").glob("*.db*"))

@@ -12,9 +12,10 @@ import pytest
 from botocore.session import get_session
 
 from flows.uploads.poll_sqs import Queue, take
+from infra.s3 import free_ports
 from tasks.errors import InputError, ServerUnavailable, StorageError
 from tests.support.notices import AWS_TEST, Body, aws, eventbridge, sns
-from tests.support.running import clean_environment, free_ports, running, wait_for, wait_until_served
+from tests.support.running import clean_environment, running, wait_for, wait_until_served
 
 WATCHED = "s3://captures"
 VISIBILITY_SECONDS = 1

@@ -11,8 +11,10 @@ import httpx
 import pytest
 import s3fs
 
+from infra.s3 import free_ports
 from infra.stack import Stack
-from tests.support.running import ROOT, free_ports, wait_for
+from tasks.report import Report
+from tests.support.running import ROOT, assert_published, wait_for
 from tests.support.running_stack import PASSWORD, PATIENCE, Running, read
 
 pytestmark = pytest.mark.system
@@ -45,6 +47,14 @@ def test_run_goes_through_both_workers_and_its_link_opens(stack: Running, finish
     url = link["data"].partition("(")[2].partition(")")[0]
     assert url.startswith(f"{stack.s3}/assets/mug/") and url.endswith("/mesh.glb")
     assert httpx.get(url).raise_for_status().content[:4] == b"glTF"
+    client, asset = (
+        Stack(stack.settings).s3.client("worker"),
+        url.removeprefix(f"{stack.s3}/").removesuffix("/mesh.glb"),
+    )
+    contents = {path.removeprefix(f"{asset}/"): client.cat_file(path) for path in client.find(asset)}
+    report = Report.model_validate_json(contents["report.json"])
+    assert report.status == "normal"
+    assert_published(contents, [entry.path for entry in report.outputs])
 
 
 def test_nobody_may_more_than_needed(stack: Running) -> None:
@@ -82,7 +92,7 @@ def test_keys_are_private(stack: Running, finished: dict[str, Any]) -> None:
 def test_second_stack_is_told_why_not(stack: Running, elsewhere: bool, reason: str, tmp_path: Path) -> None:
     second = Running(tmp_path / "second" if elsewhere else stack.folder, stack.ports)
     second.output = tmp_path / "second.out"
-    assert second.command("up").wait(timeout=30) == 1
+    assert second.command("up").wait(timeout=PATIENCE) == 1
     assert reason in second.told
 
 
@@ -92,14 +102,14 @@ def test_folder_of_others_is_neither_used_nor_removed(tmp_path: Path) -> None:
     (folder / "file").touch()
     for command in ("up", "reset"):
         running = Running(folder, tuple(free_ports(2)))  # type: ignore[arg-type]
-        assert running.command(command).wait(timeout=30) == 1, running.told
+        assert running.command(command).wait(timeout=PATIENCE) == 1, running.told
     assert list(folder.iterdir()) == [folder / "file"]
 
 
 def test_stack_that_never_was_is_down(tmp_path: Path) -> None:
     for command in ("down", "reset"):
         running = Running(tmp_path / "never", tuple(free_ports(2)))  # type: ignore[arg-type]
-        assert running.command(command).wait(timeout=30) == 0, running.told
+        assert running.command(command).wait(timeout=PATIENCE) == 0, running.told
         assert "no stack has been started here" in running.told
 
 
@@ -109,7 +119,7 @@ def test_stack_ends_whole_and_comes_back_with_its_state(stack: Running, finished
     hit = stack.run(infer__seed="8")
     wait_for("the run", lambda: stack.read(hit)["state_name"] == "Running", PATIENCE)
     stack.process.send_signal(signal.SIGTERM)
-    assert stack.process.wait(timeout=60) == 0, stack.told
+    assert stack.process.wait(timeout=PATIENCE) == 0, stack.told
     stack.assert_gone()
 
     stack.start()
@@ -117,8 +127,8 @@ def test_stack_ends_whole_and_comes_back_with_its_state(stack: Running, finished
     wait_for("the run that was hit", lambda: stack.read(hit)["state_name"] == "Completed", PATIENCE)
     assert stack.read(hit)["run_count"] == 2
 
-    assert stack.command("reset").wait(timeout=60) == 0, stack.told
-    stack.process.wait(timeout=60)
+    assert stack.command("reset").wait(timeout=PATIENCE) == 0, stack.told
+    stack.process.wait(timeout=PATIENCE)
     assert not stack.folder.exists()
     stack.assert_gone()
     stack.start()

@@ -1,4 +1,4 @@
-"""The trellis engine and its process, against a stand-in that keeps upstream's contract: `tests/trellis_stand_in`."""
+"""The trellis engine and its process, with a stand-in for upstream: `tests/support/trellis_stand_in`."""
 
 from __future__ import annotations
 
@@ -26,41 +26,21 @@ from tasks.errors import (
     OutOfMemory,
     WeightsMissing,
 )
-from tasks.inference.trellis.trellis_engine import Runtime, Trellis, TrellisOutput
-from tasks.settings import InferParameters
+from tasks.inference.trellis.model_process import Runtime
+from tasks.inference.trellis.trellis_engine import Trellis
+from tasks.inference.trellis.trellis_output import TrellisOutput
+from tests.support.gpu_machine import STAND_IN
+from tests.support.pictures import COLOUR, asked, silent, view, views
+from tests.support.running import ROOT
 
-STAND_IN = Path(__file__).parents[1] / "support" / "trellis_stand_in"
-COLOUR = (200, 100, 50)
-END_SECONDS = 10.0
+END_SECONDS = 60.0
 
 Engine = Callable[..., Trellis]
 
 
-def view(index: int, mask: str = "object") -> View:
-    """A picture of a coloured square on black."""
-    image = np.zeros((60, 80, 3), np.uint8)
-    foreground = np.zeros((60, 80), bool)
-    foreground[10:50, 20:60] = True
-    image[foreground] = COLOUR
-    masks = {"object": foreground, "all": np.ones_like(foreground), "none": np.zeros_like(foreground)}
-    return View(f"view_{index:03d}", image, masks[mask], None, None)
-
-
-def views(count: int, mask: str = "object") -> list[View]:
-    return [view(index, mask) for index in range(count)]
-
-
-def asked(seed: int = 42, **parameters: float) -> InferParameters:
-    return InferParameters.model_validate({"seed": seed, "trellis": parameters})
-
-
-def silent(_: float) -> None:
-    """Nobody looks at the progress."""
-
-
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    """Makes engines on the stand-in; faults by name."""
+    """A function that makes engines on the stand-in, with faults by name."""
     made: list[Trellis] = []
 
     def make(limit: float = 60, **faults: object) -> Trellis:
@@ -77,7 +57,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Callable[[], list[str]]:
-    """What the stand-in says that it did."""
+    """A function that reads the lines of the stand-in's log."""
     return lambda: (tmp_path / "log").read_text().splitlines()
 
 
@@ -87,14 +67,14 @@ def pid(trellis: Trellis) -> int:
 
 
 def ended(process: int) -> bool:
-    """Whether a process is gone within a while."""
+    """Return whether a process is gone within END_SECONDS."""
     deadline = time.monotonic() + END_SECONDS
     while time.monotonic() < deadline:
         try:
             state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):
             return True
-        if state == "Z":  # nobody reaps the child of a killed parent here
+        if state == "Z":  # a killed parent's child is not reaped here
             return True
         time.sleep(0.05)
     return False
@@ -151,7 +131,7 @@ def test_both_variants_are_told_apart_and_guided_alike(
 
 
 def test_an_unknown_guidance_is_refused(engine: Engine) -> None:
-    with pytest.raises(EngineUnavailable, match="guidance is of no known variant"):
+    with pytest.raises(EngineUnavailable, match="guidance is not of a known variant"):
         engine(VARIANT="unknown").reconstruct(views(2), asked(), silent)
 
 
@@ -192,11 +172,11 @@ def test_a_view_without_foreground_is_named(engine: Engine) -> None:
         ({"NAN": 1}, "vertices: 3 values are not finite"),
     ],
 )
-def test_a_result_that_is_none_is_told(faults: dict[str, object], message: str, engine: Engine) -> None:
+def test_an_unusable_result_is_told(faults: dict[str, object], message: str, engine: Engine) -> None:
     trellis = engine(**faults)
     with pytest.raises(EmptyResult, match=message):
         trellis.reconstruct(views(2), asked(), silent)
-    assert not ended_now(pid(trellis))  # the model is all right
+    assert not ended_now(pid(trellis))  # the model still works
 
 
 def ended_now(process: int) -> bool:
@@ -308,7 +288,7 @@ def test_an_inference_over_its_limit_is_ended(engine: Engine, tmp_path: Path) ->
 
 
 class CancelledInTheMiddle(BaseException):
-    """As Prefect's cancellation, no Exception."""
+    """As Prefect's cancellation: not a subclass of Exception."""
 
 
 def test_a_cancelled_inference_ends_the_process(engine: Engine) -> None:
@@ -339,8 +319,9 @@ def test_the_process_dies_with_its_parent(hang: str, tmp_path: Path) -> None:
     program = f"""
         import threading, time
         from pathlib import Path
-        from tasks.inference.trellis.trellis_engine import Runtime, Trellis
-        from tests.integration.test_trellis_process import asked, silent, views
+        from tasks.inference.trellis.model_process import Runtime
+        from tasks.inference.trellis.trellis_engine import Trellis
+        from tests.support.pictures import asked, silent, views
 
         faults = {{"STAND_IN_HANG": {hang!r}}}
         trellis = Trellis(lambda: Runtime("w", Path({str(tmp_path)!r}), faults, root=Path({str(STAND_IN)!r})))
@@ -351,7 +332,7 @@ def test_the_process_dies_with_its_parent(hang: str, tmp_path: Path) -> None:
     """
     parent = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=STAND_IN.parents[2],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -397,8 +378,7 @@ def test_nothing_of_the_child_reaches_our_output(engine: Engine, capfd: pytest.C
 def test_upstreams_exporter_gives_a_textured_mesh_in_the_models_frame(engine: Engine) -> None:
     trellis = engine()
     output = trellis.reconstruct(views(3), asked(), silent)
-    stored = TrellisOutput.from_safetensors(output.to_safetensors())
-    textured = trellis.to_glb(stored, simplify=0.5, texture_px=64)
+    textured = trellis.to_glb(output.to_safetensors(), simplify=0.5, texture_px=64)
     assert len(textured.faces) <= 0.55 * len(output.faces)
     assert textured.texture.shape == (64, 64, 3)
     np.testing.assert_allclose(textured.texture[-1, 0], COLOUR, atol=2)
@@ -412,7 +392,7 @@ def test_upstreams_exporter_gives_a_textured_mesh_in_the_models_frame(engine: En
 def test_the_exporter_needs_no_loaded_model(engine: Engine, log: Callable[[], list[str]]) -> None:
     output = engine().reconstruct(views(1), asked(), silent)
     before = len(log())
-    assert len(engine().to_glb(output, texture_px=16).faces)
+    assert len(engine().to_glb(output.to_safetensors(), texture_px=16).faces)
     assert not [line for line in log()[before:] if line.startswith("loaded")]
 
 
@@ -420,12 +400,12 @@ def test_a_device_lost_in_the_exporter_is_told(engine: Engine, tmp_path: Path) -
     trellis = engine(LOST_IN_GLB=1, ONCE=tmp_path / "lost")
     output = trellis.reconstruct(views(1), asked(), silent)
     with pytest.raises(DeviceLost, match="Cuda error: 719"):
-        trellis.to_glb(output, texture_px=16)
-    assert len(trellis.to_glb(output, texture_px=16).faces)
+        trellis.to_glb(output.to_safetensors(), texture_px=16)
+    assert len(trellis.to_glb(output.to_safetensors(), texture_px=16).faces)
 
 
 def test_a_big_capture_crosses_the_pipe_quickly(engine: Engine) -> None:
-    """6 views of 1080x1440: what is not upstream's own work takes less than 0.15 s."""
+    """6 views of 1080x1440: beside upstream's own work it takes less than 0.15 s."""
     rng = np.random.default_rng(0)
     image, mask = rng.integers(0, 256, (1440, 1080, 3), dtype=np.uint8), np.ones((1440, 1080), bool)
     mask[:10] = False

@@ -1,10 +1,9 @@
-"""The whole chain with the trellis engine on its stand-in: weights, inference, exporters, faults, what is reused."""
+"""The whole chain with the trellis engine on its stand-in: weights, inference, exporters, faults, reuse."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,30 +15,24 @@ from PIL import Image
 
 from tasks.geometry.render import RayScene, render
 from tasks.mesh.export import CAPTURE_TO_GLTF
-from tasks.store.location import sha256_of
-from tests.integration.test_trellis_process import STAND_IN
+from tests.support.gpu_machine import MASKS, PIPELINE, REVISION, gpu_environment, views_only
 from tests.support.running import (
     STAGES,
-    TIMEOUT,
     CommandLine,
     Finished,
     assert_published,
     contents_of,
-    kill_group,
-    wait_for,
 )
 from tests.synthetic import make_capture, orbit_cameras, pattern, solid_colours, write_capture
 
 pytestmark = pytest.mark.system
 
-REVISION = "a" * 40
-PIPELINE, MASKS = "Stable-X/trellis-vggt-v0-2", "ZhengPeng7/BiRefNet"
 FETCHED = (*STAGES[:2], "fetch_weights", *STAGES[2:])
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One with a GPU, as far as one can see, with upstream's checkout, and weights on a mirror."""
+    """A machine that seems to have a GPU, with upstream's checkout and with weights on a mirror."""
 
     flows: CommandLine
     mirror: Path
@@ -56,7 +49,7 @@ class Machine:
 
     @property
     def notes(self) -> list[str]:
-        """What the stand-in says that it did."""
+        """The lines of the stand-in's log."""
         return self.log.read_text().splitlines() if self.log.exists() else []
 
     @property
@@ -66,32 +59,6 @@ class Machine:
     @property
     def assets(self) -> list[Path]:
         return [marker.parent for marker in self.flows.output.glob("*/*/_SUCCESS")]
-
-
-def gpu_environment(folder: Path) -> dict[str, str]:
-    """What makes a machine look as if it had a GPU; its weights are on the mirror `folder`/mirror."""
-    programs, mirror = folder / "bin", folder / "mirror"
-    programs.mkdir()
-    smi = programs / "nvidia-smi"
-    smi.write_text("#!/bin/sh\necho 'GPU 0: Stand-in (UUID: GPU-0)'\n")
-    smi.chmod(0o755)
-    sources = []
-    for repository, part in ((PIPELINE, "required"), (MASKS, "masks")):
-        content = f"weights of {repository}".encode()
-        file = mirror / repository / REVISION / "model.safetensors"
-        file.parent.mkdir(parents=True)
-        file.write_bytes(content)
-        entry = {"path": file.name, "bytes": len(content), "sha256": sha256_of(content)}
-        sources.append({"repository": repository, "part": part, "revision": REVISION, "files": [entry]})
-    (folder / "weights.json").write_text(json.dumps({"sources": sources}))
-    return {
-        "PATH": f"{programs}:/usr/bin:/bin",
-        "CAPTURE2MESH_TRELLIS_ROOT": str(STAND_IN),
-        "CAPTURE2MESH_WEIGHTS": str(folder / "weights"),
-        "CAPTURE2MESH_WEIGHTS_LIST": str(folder / "weights.json"),
-        "CAPTURE2MESH_WEIGHTS_MIRROR": mirror.as_uri(),
-        "STAND_IN_LOG": str(folder / "log"),
-    }
 
 
 @pytest.fixture
@@ -113,13 +80,6 @@ def ellipsoid_capture(folder: Path) -> Path:
     depths = [rendering.depth for rendering in renderings]
     write_capture(folder, cameras, renderings, depths, alpha=True, depth_scale=0.0001)
     return folder
-
-
-def views_only(capture: Path) -> Path:
-    """Without depth and cameras; the views' alpha says what the object is."""
-    shutil.rmtree(capture / "depth")
-    (capture / "transforms.json").unlink()
-    return capture
 
 
 def test_views_become_a_mesh_and_only_what_changes_is_done_again(
@@ -230,23 +190,6 @@ def test_what_fails_for_good_is_told_with_its_first_cause(machine: Machine, capt
     assert (finished.code, finished.stdout) == (1, "")
     assert "slat_decoder_gs" in finished.stderr and "Traceback" not in finished.stderr
     assert machine.assets == []
-
-
-def test_a_run_killed_in_mid_inference_is_resumed_there(machine: Machine, capture: Callable[[str], Path]) -> None:
-    ball = views_only(capture("ball"))
-    slow = machine.with_faults(STEP_SECONDS=0.5)
-    process = slow.flows.start(*slow.flows.reconstruct_arguments(ball, export__simplify="0.5"), "--engine", "trellis")
-    try:
-        wait_for("the inference", lambda: machine.runs, TIMEOUT)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kill_group(process)
-    assert machine.assets == []
-    finished = machine.reconstruct(ball)
-    assert finished.code == 0, finished.stderr
-    assert finished.ran == list(STAGES[2:])
-    assert finished.report.status == "normal"
 
 
 def test_auto_takes_trellis_where_all_of_it_is_there(machine: Machine, capture: Callable[[str], Path]) -> None:

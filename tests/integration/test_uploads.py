@@ -6,183 +6,30 @@ No worker runs here: the tests say themselves how runs end.
 from __future__ import annotations
 
 import hashlib
-import json
-import resource
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import s3fs
 from prefect.client.schemas.objects import State, StateType
-from prefect.context import refresh_global_settings_context
 
 from flows.reconstruct import reconstruct
 from flows.sweep import submit_all
 from flows.uploads.submit import Submission, Submitter
 from tasks.capture.completeness import StorageState
 from tasks.capture.listing import list_captures
-from tasks.settings import Parameters, settings
+from tasks.settings import Parameters
+from tasks.store.claims import RETRY_LIMIT
 from tasks.store.location import Location
-from tasks.store.results import store
 from tests.support.notices import DIALECTS, aws
-from tests.support.published import mark_published
-from tests.support.running import (
-    ROOT,
-    S3,
-    ask,
-    clean_environment,
-    free_ports,
-    post,
-    prefect,
-    running,
-    seaweedfs,
-    wait_for,
-    wait_until_served,
-)
+from tests.support.running import ask, post, wait_for
+from tests.support.upload_house import FILES, QUIET_SECONDS, WHOLE, House, at_home, manifest
 
 pytestmark = pytest.mark.system
-
-TOKEN = "token-of-the-test-0123456789"
-BEARER = {"Authorization": f"Bearer {TOKEN}"}
-QUIET_SECONDS = 2
-VIEWS = 3
-FILES = {f"views/view_{number:03}.png": bytes([number]) * 10 for number in range(VIEWS)}
-FILES |= {f"depth/view_{number:03}.png": bytes([number]) * 20 for number in range(VIEWS)}
-FILES["transforms.json"] = b"{}"
-
-
-@dataclass
-class House:
-    """A bucket, what is told of it, and the server that knows the deployments but has no workers."""
-
-    folder: Path
-    s3: S3
-    server: str
-    receiver: str
-    env: Mapping[str, str]
-    processes: dict[str, ExitStack] = field(default_factory=dict)
-    pid: int = 0  # of the receiver
-
-    def start_server(self) -> None:
-        self.processes["server"] = ExitStack()
-        port = int(self.server.split(":")[2].split("/")[0])
-        self.processes["server"].enter_context(prefect(self.folder, port))
-
-    def start_receiver(self) -> None:
-        port = self.receiver.rpartition(":")[2]
-        log = self.folder / "receiver.log"
-        command = [sys.executable, "-m", "flows", "receive"]
-        stack = self.processes["receiver"] = ExitStack()
-        process = stack.enter_context(running(command, {**self.env, "CAPTURE2MESH_RECEIVE_PORT": port}, log))
-        wait_until_served(f"{self.receiver}/health", process, log)
-        self.pid = process.pid
-
-    def stop(self, name: str) -> None:
-        self.processes.pop(name).close()
-
-    def put(self, capture: str, files: Mapping[str, bytes]) -> None:
-        for path, data in files.items():
-            self.s3.admin.pipe_file(f"captures/{capture}/{path}", data)
-
-    def receiver_memory(self) -> int:
-        """Bytes."""
-        pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
-        return int(pages) * resource.getpagesize()
-
-    def notify(self, key: str) -> int:
-        return httpx.post(f"{self.receiver}/notify", json=aws("captures", key), headers=BEARER, timeout=60).status_code
-
-    def runs(self, capture: str) -> list[dict[str, Any]]:
-        """The runs of a capture, the oldest first."""
-        found = post(self.server, "/flow_runs/filter", flows={"name": {"any_": ["reconstruct"]}}, sort="START_TIME_ASC")
-        return [run for run in found if run["parameters"]["capture"] == f"s3://captures/{capture}"]
-
-    def run(self, capture: str) -> dict[str, Any]:
-        """The only run of a capture, once it is there."""
-        wait_for(f"run of {capture}", lambda: self.runs(capture))
-        (run,) = self.runs(capture)
-        return run
-
-    def end(self, run: Mapping[str, Any], state: str, publish: bool = True) -> None:
-        """As the run of a worker would: what completes has published."""
-        if state == "COMPLETED" and publish:
-            name = run["parameters"]["capture"].removeprefix("s3://captures/")
-            mark_published("s3://assets", name, run["idempotency_key"].split("/")[0])
-        post(
-            self.server, f"/flow_runs/{run['id']}/set_state", state={"type": state, "message": "so it was"}, force=True
-        )
-
-
-def manifest(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    entries = [
-        {"path": path, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for path, data in files.items()
-    ]
-    return {"manifest.json": json.dumps({"schema": 1, "files": entries}).encode()}
-
-
-WHOLE = FILES | manifest(FILES)
-
-
-@contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """This process is as one of the house's."""
-
-    def forget() -> None:
-        settings.cache_clear()
-        store.cache_clear()
-        s3fs.S3FileSystem.clear_instance_cache()
-        refresh_global_settings_context()
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in values.items():
-            patch.setenv(name, value)
-        forget()
-        yield
-    forget()
-
-
-@contextmanager
-def at_home(folder: Path) -> Iterator[House]:
-    """A house in a folder; this process is one of its own."""
-    server_port, receiver_port = free_ports(2)
-    receiver = f"http://127.0.0.1:{receiver_port}"
-    webhook = {
-        "WEED_NOTIFICATION_WEBHOOK_ENDPOINT": f"{receiver}/notify",
-        "WEED_NOTIFICATION_WEBHOOK_BEARER_TOKEN": TOKEN,
-    }
-    (folder / "s3").mkdir()
-    with seaweedfs(folder / "s3", webhook) as s3, ExitStack() as stack:
-        own = {
-            **s3.env,
-            "PREFECT_API_URL": f"http://127.0.0.1:{server_port}/api",
-            "PREFECT_HOME": str(folder / "home"),
-            "CAPTURE2MESH_STORE": "s3://store",
-            "CAPTURE2MESH_WATCHED": "s3://captures",
-            "CAPTURE2MESH_OUTPUT": "s3://assets",
-            "CAPTURE2MESH_QUIET_SECONDS": str(QUIET_SECONDS),
-            "CAPTURE2MESH_RECEIVE_TOKEN": TOKEN,
-            "CAPTURE2MESH_INFER_DEPLOYMENT": "infer/cuda",
-        }
-        house = House(folder, s3, own["PREFECT_API_URL"], receiver, clean_environment() | own)
-        stack.callback(lambda: [each.close() for each in house.processes.values()])
-        house.start_server()
-        for pool in "cpu", "cuda":
-            post(house.server, "/work_pools/", name=pool, type="process")
-        deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-        with running(deploy, house.env, folder / "deploy.log", ROOT) as process:
-            assert process.wait(timeout=60) == 0, (folder / "deploy.log").read_text()
-        house.start_receiver()
-        with environment(own):
-            yield house
 
 
 @pytest.fixture(scope="module")
@@ -385,7 +232,10 @@ def test_run_that_could_not_say_why_it_failed(
         wait_for("a run of the new content", lambda: len(house.runs(name)) == 4)
 
 
-def test_failed_upload_waits_before_it_is_tried_again(house: House, submitter: Submitter) -> None:
+def test_failed_upload_waits_before_it_is_tried_again(
+    house: House, submitter: Submitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.store.claims.RETRY_BASE", RETRY_LIMIT)  # a minute may be over on a busy machine
     house.put("later", WHOLE)
     house.end(house.run("later"), "CRASHED")
     for _ in range(3):
@@ -402,7 +252,7 @@ def test_every_dialect_reaches_the_server(house: House) -> None:
         body = body_of("captures", f"by {dialect}/manifest.json")
         assert httpx.post(f"{house.receiver}/notify", json=body, timeout=60).status_code == 401
         assert house.runs(f"by {dialect}") == []
-        assert httpx.post(f"{house.receiver}/notify", json=body, headers=BEARER, timeout=60).status_code == 200
+        assert httpx.post(f"{house.receiver}/notify", json=body, headers=house.bearer, timeout=60).status_code == 200
         house.run(f"by {dialect}")
 
 
@@ -410,9 +260,9 @@ def test_flood_takes_no_memory(house: House) -> None:
     """Of calls that are not signed, too large, or name nothing; half of them at once."""
     calls: list[dict[str, Any]] = [
         {"json": aws("captures", "flood/_COMPLETE")},
-        {"content": b" " * 2**21, "headers": BEARER},
-        {"content": b" " * 2**19, "headers": BEARER},
-        {"json": aws("other", "x" * 1000), "headers": BEARER},
+        {"content": b" " * 2**21, "headers": house.bearer},
+        {"content": b" " * 2**19, "headers": house.bearer},
+        {"json": aws("other", "x" * 1000), "headers": house.bearer},
         {"content": b" " * 2**19, "headers": {"X-Signature": "forged"}},
     ]
 

@@ -5,80 +5,21 @@ The `trellis` engine on its stand-in does the work, so that what is uploaded goe
 
 from __future__ import annotations
 
-import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from PIL import Image
 
-from infra.stack import Stack
-from tests.integration.test_trellis_run import gpu_environment, views_only
+from tests.support.gpu_machine import views_only
 from tests.support.running import wait_for
-from tests.support.running_stack import ENDED, Running, started
+from tests.support.watching_stack import batches, done, inferences, published, upload, watching
 
 pytestmark = pytest.mark.system
 
-UPLOADS, UPLOADERS = 50, 8
-SECONDS_EACH = 6
+UPLOADS = 24
+SECONDS_EACH = 20
 """At most, on a busy machine."""
-
-
-@contextmanager
-def watching(folder: Path) -> Iterator[Running]:
-    """A stack whose engine is the stand-in, which notes in `folder`/log what it did."""
-    with started(folder / "state", CAPTURE2MESH_STACK_WATCH="1", **gpu_environment(folder)) as stack:
-        Stack(stack.settings).server.set_engine("trellis")
-        yield stack
-
-
-def upload(stack: Running, views: Path, names: Sequence[str]) -> None:
-    """Upload a capture of its own content under each name, several at a time, the marker last."""
-    uploader = Stack(stack.settings).s3.client("uploader")
-    first, *others = sorted(path for path in views.iterdir())
-
-    def put(name: str) -> None:
-        for path in others:
-            uploader.pipe_file(f"captures/{name}/views/{path.name}", path.read_bytes())
-        uploader.pipe_file(f"captures/{name}/views/{first.name}", marked(first, names.index(name)))
-        uploader.pipe_file(f"captures/{name}/_COMPLETE", b"")
-
-    with ThreadPoolExecutor(UPLOADERS) as pool:
-        list(pool.map(put, names))
-
-
-def marked(view: Path, number: int) -> bytes:
-    """A view with a number in its first pixel."""
-    image = Image.open(view)
-    image.putpixel((0, 0), (number // 256, number % 256, 0, 0))
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return data.getvalue()
-
-
-def published(stack: Running) -> Counter[str]:
-    """How many assets there are of each capture."""
-    assets = Stack(stack.settings).s3.client("worker").find("assets")
-    return Counter(path.split("/")[1] for path in assets if path.endswith("/_SUCCESS"))
-
-
-def batches(stack: Running) -> list[Any]:
-    found: list[Any] = stack.ask("POST", "/flow_runs/filter", flows={"name": {"any_": ["batch"]}})
-    return found
-
-
-def done(stack: Running, names: Sequence[str]) -> bool:
-    """Whether all are published and no batch is to come or at work."""
-    return published(stack).keys() >= set(names) and all(run["state_type"] in ENDED for run in batches(stack))
-
-
-def inferences(folder: Path) -> int:
-    """How often the stand-in has run."""
-    return sum(line.startswith("run") for line in (folder / "log").read_text().splitlines())
 
 
 def test_each_is_reconstructed_once(tmp_path: Path, capture: Callable[[str], Path]) -> None:

@@ -34,13 +34,15 @@ from tasks.weights.local import environment, fetch, find, verify
 from tasks.weights.pinning import pin
 from tasks.weights.pins import Bundle, Weights, bundle, declared
 from tests.support.hub import Hub, serving
-from tests.support.running import ROOT, S3, clean_environment, kill_group, snapshot, task_runs, wait_for
+from tests.support.own_settings import forget
+from tests.support.running import ROOT, clean_environment, kill_group, snapshot, task_runs, wait_for
+from tests.support.running_s3 import S3
 
 MODEL, CODE, MASKS = "org/model", "org/code", "org/masks"
 BIG, SMALL, DECODER = "ckpts/flow.safetensors", "pipeline.json", "ckpts/dec.safetensors"
 CUT = 100_000
 TOKEN = "hf_aSecretThatNobodyPrints"
-COMMAND = [sys.executable, "-m", "flows.cli.weights_commands"]
+COMMAND = [sys.executable, "-m", "flows", "weights"]
 TIMEOUT = 60
 
 
@@ -88,7 +90,7 @@ def source(hub: Hub, repository: str, **values: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def unpinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def unpinned(own_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """A model on the hub, code and a checkpoint at plain URLs, and the optional masks; nothing is pinned."""
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "CAPTURE2MESH_WEIGHTS_MIRROR"):
         monkeypatch.delenv(name, raising=False)
@@ -120,9 +122,8 @@ def unpinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]
         monkeypatch.setenv("CAPTURE2MESH_WEIGHTS", str(place.weights))
         monkeypatch.setenv("CAPTURE2MESH_WEIGHTS_LIST", str(place.list_))
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        settings.cache_clear()
+        forget()
         yield place
-    settings.cache_clear()
 
 
 @pytest.fixture
@@ -418,7 +419,7 @@ def test_verify_names_what_is_wrong_and_repair_rights_it(place: Place) -> None:
     assert whole(place, folder, bundle())
     assert place.hub.ranges(BIG) == [None] and place.hub.ranges(SMALL) == []
     code, stdout, _ = place.run("verify")
-    assert code == 0 and "every file is what is pinned" in stdout
+    assert code == 0 and "every file is as it is pinned" in stdout
     assert place.bundles == [folder]
 
 
@@ -448,8 +449,8 @@ def test_a_folder_as_mirror(place: Place, tmp_path: Path, monkeypatch: pytest.Mo
     mirror = tmp_path / "mirror"
     monkeypatch.setenv("CAPTURE2MESH_WEIGHTS_MIRROR", str(mirror))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    settings.cache_clear()
-    with pytest.raises(InputError, match="the mirror lacks it"):
+    forget()
+    with pytest.raises(InputError, match="the mirror does not have it"):
         fetch(bundle())
     for path, data in mirrored(place).items():
         (mirror / path).parent.mkdir(parents=True, exist_ok=True)

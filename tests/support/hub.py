@@ -25,7 +25,7 @@ STALL_SECONDS = 60
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked of the hub or of its host for large files."""
+    """A request to the hub, or to its host for large files."""
 
     method: str
     path: str
@@ -43,24 +43,24 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What is published, what shall go wrong, and what was asked."""
+    """The published files, the faults to come, and the requests so far."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     token: str | None = None
-    """The only one that may read, if there is one."""
+    """The token that a reader needs; None: no token is needed."""
     cuts: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     """By file: bytes after which an answer breaks off, one for each answer."""
     busy: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     """By file: how many answers are HTTP 503."""
     wrong: dict[str, bytes] = field(default_factory=dict)
-    """By file: other content than the metadata say."""
+    """By file: content that differs from what the metadata say."""
     stalls: dict[str, int] = field(default_factory=dict)
     """By file: bytes after which an answer hangs until `released`."""
     released: Event = field(default_factory=Event)
     ignores_ranges: bool = False
     seconds_per_answer: float = 0.0
     most_at_once: int = 0
-    """Answers with content that were in the making at the same time."""
+    """How many answers with content were sent at the same time."""
     _at_once: int = 0
     requests: list[Request] = field(default_factory=list)
     endpoint: str = ""
@@ -74,7 +74,7 @@ class Hub:
         return self.repositories[name]
 
     def ranges(self, path: str) -> list[str | None]:
-        """The ranges that were asked of a file's content, in order."""
+        """The ranges of a file's content that were requested, in order."""
         return [request.range for request in self.requests if request.path.endswith(path) and self._is_content(request)]
 
     def _is_content(self, request: Request) -> bool:

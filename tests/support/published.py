@@ -1,4 +1,4 @@
-"""What runs leave behind: rows of a dataset report, and the published folders that they stand for."""
+"""Results of runs that never ran: rows of a dataset report, and the published folders that belong to them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def published_row(name: str, failed: Sequence[str] = (), **changes: Any) -> Row:
 
 
 def refused_row(name: str, views: int) -> Row:
-    """A capture that lacks the depth maps of so many views, and its cameras."""
+    """A capture without cameras, and without the depth maps of so many views."""
     problems = [
         Problem(where=f"views/v{view}.png", what="has no depth map", todo=f"add depth/v{view}.png")
         for view in range(views)
@@ -73,7 +73,7 @@ def failed_row(name: str, reason: str) -> Row:
 
 
 def mark_published(output: str, capture: str, upload_key: str) -> None:
-    """As a run leaves it behind that has published a capture: its marker, and the pointer to it."""
+    """Write what a run that published a capture leaves: the marker, and the pointer to it."""
     latest = Latest(run_key="0123456789abcdef", upload_key=upload_key, uploaded_at=datetime.now(UTC), report="")
     folder = Location.of(output) / capture
     (folder / latest.run_key / "_SUCCESS").write(b"")

@@ -16,20 +16,21 @@ from typing import Any
 
 import httpx
 
-from infra.stack import StackSettings
+from infra.s3 import free_ports
+from infra.stack import Stack, StackSettings
 from infra.stack_members import members
-from tests.support.running import ROOT, SMALL, clean_environment, free_ports, kill_group, wait_for
+from tests.support.running import ROOT, SMALL, clean_environment, kill_group, wait_for
 
 PASSWORD = "a password of the test"
 UP = "It is up"
-PATIENCE = 240
-"""Seconds; a run takes ten and a start fifteen on a machine of its own."""
+PATIENCE = 480
+"""Seconds. A run takes ten and a start fifteen on an idle machine."""
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 @dataclass
 class Running:
-    """A stack in a folder and on ports of its own, and what asks it."""
+    """A stack in a folder and on ports of its own, and functions that query it."""
 
     folder: Path
     ports: tuple[int, int]
@@ -66,7 +67,7 @@ class Running:
             )
 
     def start(self) -> None:
-        """Start it; returns when a run can be submitted. The sweep, a process each minute, is left to its own tests."""
+        """Start it; returns when a run can be submitted. The sweep is paused: it would start a process each minute."""
         self.process = self.command("up")
 
         def up() -> bool:
@@ -78,11 +79,11 @@ class Running:
         self.ask("PATCH", f"/deployments/{sweep}", paused=True)
 
     def stop(self) -> None:
-        """Stop it as Ctrl-C does, and make sure that nothing is left."""
+        """Stop it as Ctrl-C does, and end all that is left."""
         if self.process is not None:
             self.process.terminate()
             try:
-                self.process.wait(timeout=60)
+                self.process.wait(timeout=PATIENCE)
             finally:
                 kill_group(self.process)
                 for pid in members(self.folder):
@@ -95,11 +96,11 @@ class Running:
 
     @property
     def logs(self) -> str:
-        """Of the workers and their runs."""
+        """The logs of the workers and their runs."""
         return "".join(log.read_text() for log in sorted((self.folder / "logs").glob("worker*.log")))
 
     def ask(self, method: str, path: str, **body: Any) -> Any:
-        """What its API answers; it may be restarting, and on SQLite it is busy (503) now and then."""
+        """The answer of its API, asked again while it restarts or is busy (503), as it sometimes is on SQLite."""
 
         def answer() -> httpx.Response | None:
             try:
@@ -127,7 +128,7 @@ class Running:
         return self.ask("GET", f"/flow_runs/{run}")
 
     def ended(self, run: str, seconds: float = PATIENCE) -> Any:
-        """The run when it has ended."""
+        """Wait for the end of a run; gives the run."""
 
         def end() -> Any:
             found = self.read(run)
@@ -136,7 +137,7 @@ class Running:
         return wait_for(f"the end of run {run}", end, seconds)
 
     def set_state(self, run: str, kind: str, name: str) -> None:
-        """What the UI's buttons do."""
+        """Set a run's state as the UI's buttons do."""
         answer = self.ask("POST", f"/flow_runs/{run}/set_state", state={"type": kind, "name": name})
         assert answer["status"] == "ACCEPT", answer
 
@@ -146,7 +147,7 @@ class Running:
         return sorted(runs, key=lambda run: run["created"])
 
     def processes(self) -> list[Path]:
-        """Everything that has the stack's folder in its environment or its command, whatever the stack thinks."""
+        """All processes with the stack's folder in their environment or command, known to the stack or not."""
         return [
             process
             for process in Path("/proc").glob("[0-9]*")
@@ -162,7 +163,7 @@ class Running:
 
 @contextmanager
 def started(folder: Path, **env: str) -> Iterator[Running]:
-    """A stack on free ports; ended with all that belongs to it."""
+    """A stack on free ports; at the end it is stopped with all its processes."""
     ui, s3 = free_ports(2)
     running = Running(folder, (ui, s3), env)
     try:
@@ -172,8 +173,19 @@ def started(folder: Path, **env: str) -> Iterator[Running]:
         running.stop()
 
 
+def assets(stack: Running, capture: str) -> list[str]:
+    """The published files of a capture."""
+    return Stack(stack.settings).s3.client("worker").find(f"assets/{capture}")
+
+
+def report(stack: Running, capture: str) -> Any:
+    """The report of a capture's only asset."""
+    (path,) = [path for path in assets(stack, capture) if path.endswith("/report.json")]
+    return json.loads(Stack(stack.settings).s3.client("worker").cat_file(path))
+
+
 def parameters(**values: str) -> dict[str, Any]:
-    """Those of a small reconstruction, nested as a deployment takes them; `values` are JSON, with `__` for the dots."""
+    """Parameters of a small reconstruction, nested as a deployment takes them; `values` are JSON, `__` for each dot."""
     nested: dict[str, Any] = {}
     for name, value in (SMALL | {name.replace("__", "."): value for name, value in values.items()}).items():
         *groups, leaf = name.split(".")

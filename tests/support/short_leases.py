@@ -1,4 +1,4 @@
-"""The flow `batch` as the tests deploy it: claims on object storage are over soon after their holder has died."""
+"""The flow `batch` as the tests deploy it: a claim on object storage ends soon after its holder has died."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,14 @@ def tiny_capture(views: int = 4, alpha: bool = True) -> Content:
     intrinsics = {"w": SIZE, "h": SIZE, "fl_x": first.fl_x, "fl_y": first.fl_y, "cx": SIZE / 2, "cy": SIZE / 2}
     transforms = intrinsics | {"depth_unit_scale_factor": DEPTH_UNIT, "frames": frames}
     return content | {"transforms.json": json.dumps(transforms).encode()}
+
+
+def write_tiny_capture(folder: Path) -> Path:
+    """Write a tiny capture as a folder; gives the folder."""
+    for path, data in tiny_capture().items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return folder
 
 
 def ring(views: int) -> list[Camera]:

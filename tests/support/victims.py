@@ -1,4 +1,4 @@
-"""What the tests have the processes of a batch do; light to import, for each of them does it."""
+"""Work that tests give to the processes of a batch. It imports little, because each process imports it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def refuse() -> None:
 
 
 def die_once(marker: Path) -> str:
-    """Ends its process as the kernel does where memory is short; the next time it works."""
+    """Ends its process as the kernel does when memory is short; the next time it works."""
     try:
         marker.touch(exist_ok=False)
     except FileExistsError:

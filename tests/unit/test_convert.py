@@ -1,4 +1,4 @@
-"""Formats: what was converted loads back the same; a format that fails costs itself only."""
+"""Formats: a converted file loads back the same; a format that fails is left out and the others are written."""
 
 from __future__ import annotations
 

@@ -27,8 +27,6 @@ from hypothesis import strategies as st
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running, Scheduled
 
-import tasks.settings
-import tasks.store.results
 from flows.sweep import submit_all
 from flows.uploads.submit import Submitter
 from tasks.capture.completeness import StorageState
@@ -39,6 +37,7 @@ from tasks.mesh.publish import Latest, _move_latest
 from tasks.settings import Parameters
 from tasks.store.claims import failures_recorded
 from tasks.store.location import Location
+from tests.support.own_settings import forget
 
 CAPTURES = ("mug", "day 1/müg+%41")
 STYLES = ("manifest first", "manifest last", "marker", "quiet")
@@ -202,8 +201,7 @@ def digest_of(files: dict[str, bytes]) -> str:
 def patch() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         yield patch
-    tasks.settings.settings.cache_clear()
-    tasks.store.results.store.cache_clear()
+    forget()
 
 
 def connected(patch: pytest.MonkeyPatch, world: World) -> Submitter:
@@ -216,8 +214,7 @@ def connected(patch: pytest.MonkeyPatch, world: World) -> Submitter:
 
     patch.setenv("CAPTURE2MESH_STORE", str(world.root / "store"))
     patch.setenv("CAPTURE2MESH_QUIET_SECONDS", str(QUIET_SECONDS))
-    tasks.settings.settings.cache_clear()
-    tasks.store.results.store.cache_clear()
+    forget()
     for module in "tasks.store.location", "tasks.store.claims", "flows.uploads.submit":
         patch.setattr(f"{module}.datetime", Clock)
     patch.setattr("flows.uploads.submit.require_server", lambda: None)

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
 import pytest
-import s3fs
 
 from flows.reconstruct import prepare
 from tasks.capture.listing import list_capture, upload_key
 from tasks.dataset.plan import Plan, Planned, plan
+from tasks.dataset.upload import Upload
 from tasks.errors import CaptureRefused, EmptyResult, InputError, Problem, StorageUnavailable
 from tasks.inference.reconstruction import infer
 from tasks.inference.registry import EngineChoice, resolve_engine
-from tasks.settings import FusionParameters, InferParameters, Parameters, settings
+from tasks.settings import FusionParameters, InferParameters, Parameters
 from tasks.store.claims import record_failure
 from tasks.store.location import Location
-from tasks.store.results import store
+from tests.support.own_settings import forget
 from tests.support.published import mark_published
-from tests.support.running import S3, snapshot
+from tests.support.running import snapshot
 from tests.support.tiny import tiny_capture
 
 FUSION = resolve_engine("fusion")
@@ -34,15 +34,9 @@ Made = Callable[..., str]
 
 
 @pytest.fixture(autouse=True)
-def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("CAPTURE2MESH_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("CAPTURE2MESH_SCRATCH", str(tmp_path / "scratch"))
+def two_attempts(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTURE2MESH_ATTEMPTS", "2")
-    for function in (settings, store):
-        function.cache_clear()
-    yield
-    for function in (settings, store):
-        function.cache_clear()
+    forget()
 
 
 @pytest.fixture
@@ -101,7 +95,8 @@ def test_every_state(planned: Callable[..., Plan], made: Made, output: str) -> N
     for _ in range(2):
         record_failure(output, key_of(urls["faulty"]), urls["faulty"], EmptyResult("nothing came out"))
     record_failure(output, key_of(urls["unlucky"]), urls["unlucky"], StorageUnavailable("no network"))
-    prepared = prepare(list_capture(urls["cached"]), FUSION, key_of(urls["cached"]))
+    cached = list_capture(urls["cached"])
+    prepared = prepare(cached, FUSION, Upload.of(cached, output, FUSION.name, PARAMETERS))
     infer(prepared.capture, FUSION, PARAMETERS.infer, None)
 
     found = planned()
@@ -123,8 +118,8 @@ def test_every_state(planned: Callable[..., Plan], made: Made, output: str) -> N
     assert one(found, "blind").reason == "has no views"
     assert (one(found, "unlucky").attempts, one(found, "new").attempts) == (1, 0)
     for each in found.captures:
-        assert each.uri == str(Path(urls["new"]).parent / each.id) and each.listing is not None
-        assert each.upload_key == key_of(each.uri)
+        assert each.upload.uri == str(Path(urls["new"]).parent / each.id) and each.listing is not None
+        assert each.upload.key == key_of(each.upload.uri)
 
     again = planned(retry=True)
     assert {name for name, state in states(again).items() if state != states(found)[name]} == {"faulty", "refused"}
@@ -227,8 +222,8 @@ def test_list(name: str, text: str, planned: Callable[..., Plan], made: Made, da
     made("not in the list")
     found = planned(write_list(dataset, name, text))
     assert states(found) == {"mug": "new", "plate": "new", "tea": "new"}
-    assert [each.uri for each in found.captures] == urls
-    assert [each.upload_key for each in found.captures] == list(map(key_of, urls))
+    assert [each.upload.uri for each in found.captures] == urls
+    assert [each.upload.key for each in found.captures] == list(map(key_of, urls))
 
 
 def test_list_names_ids_and_captures_anywhere(
@@ -243,7 +238,7 @@ def test_list_names_ids_and_captures_anywhere(
         {"capture": f"file://{mug}", "id": "fourth"},
     ]
     found = planned(write_list(dataset, "list.jsonl", "\n".join(map(json.dumps, lines))))
-    assert {each.id: each.uri for each in found.captures} == {
+    assert {each.id: each.upload.uri for each in found.captures} == {
         "first/mug": mug,
         "second/mug": str(tmp_path / "elsewhere" / "mug"),
         "third": str(tmp_path / "elsewhere" / "mug"),
@@ -272,12 +267,12 @@ def test_list_of_missing_captures_only_is_a_plan(planned: Callable[..., Plan], d
     ("name", "text", "told"),
     [
         ("list.txt", "", "no capture"),
-        ("list.txt", b"\xff\xfe\x00", "is no text"),
+        ("list.txt", b"\xff\xfe\x00", "is not a text file"),
         ("list.csv", "path,id\nmug,mug\n", "entry 1: capture"),
         ("list.csv", "mug\ncup\n", "entry 1: capture"),
         ("list.csv", 'capture\n"' + 200_000 * "x", "list.csv"),
         ("list.csv", "capture\nmug\0\n", "entry 1: capture"),
-        ("list.jsonl", '{"capture": "mug"}\n{"capture": \n', "line 2: is no JSON"),
+        ("list.jsonl", '{"capture": "mug"}\n{"capture": \n', "line 2: is not JSON"),
         ("list.jsonl", '"mug"', "entry 1"),
         ("list.jsonl", "[]", "entry 1"),
         ("list.jsonl", "null", "entry 1"),
@@ -313,22 +308,3 @@ def test_one_id_for_two_captures_is_refused(text: str, planned: Callable[..., Pl
     made("other/mug")
     with pytest.raises(InputError, match="mug is the id of several captures"):
         planned(write_list(dataset, "list.txt", text))
-
-
-def test_paths_of_a_list_in_a_bucket_are_relative_to_it(
-    s3: S3, monkeypatch: pytest.MonkeyPatch, made: Made, output: str
-) -> None:
-    mug = made("mug")
-    for name, value in s3.env.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    url = s3.upload(Path(mug), "captures/planned/day/mug")
-    s3.admin.pipe_file("captures/planned/list.txt", f"day/mug\n{url}/views\n{mug}-2\n".encode())
-    shutil.copytree(mug, f"{mug}-2")  # a path that is absolute is of this machine
-    found = plan("s3://captures/planned/list.txt", output, FUSION, PARAMETERS)
-    s3fs.S3FileSystem.clear_instance_cache()
-    assert {each.id: (each.uri, each.state) for each in found.captures} == {
-        "mug": (url, "new"),
-        "mug-2": (f"{mug}-2", "new"),
-        "views": (f"{url}/views", "invalid"),
-    }

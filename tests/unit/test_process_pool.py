@@ -1,4 +1,4 @@
-"""The processes of a batch: one that is killed costs what ran in it a try, and none outlives its parent."""
+"""The processes of a batch: a function whose process is killed runs once more, and none outlives its parent."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_what_ran_in_a_killed_process_runs_once_more(processes: Processes, tmp_p
     assert (tmp_path / "died").exists()
 
 
-def test_what_kills_its_process_each_time_costs_itself_only(processes: Processes, tmp_path: Path) -> None:
+def test_what_kills_its_process_each_time_fails_on_its_own(processes: Processes, tmp_path: Path) -> None:
     """Others that work beside it get their results, though it dies twice and they last longer than both."""
     tries = tmp_path / "tries"
     with ThreadPoolExecutor(4) as threads:

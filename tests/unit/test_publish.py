@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +21,7 @@ from tasks.mesh.export import Mesh
 from tasks.mesh.publish import Latest, Results, is_published, publish, run_key
 from tasks.mesh.validate import MeshReport
 from tasks.report import Check, MeshSummary, Report
-from tasks.settings import Parameters, settings
+from tasks.settings import Parameters
 from tasks.store.location import Location, sha256_of
 from tasks.store.results import StoredResult, store
 from tasks.weights.pins import Weights
@@ -44,14 +44,7 @@ RECONSTRUCTION = Reconstruction(
 )
 
 
-@pytest.fixture(autouse=True)
-def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("CAPTURE2MESH_STORE", str(tmp_path / "store"))
-    for function in (settings, store):
-        function.cache_clear()
-    yield
-    for function in (settings, store):
-        function.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_store")
 
 
 @pytest.fixture
@@ -115,7 +108,7 @@ def results(uploaded_at: datetime = NOON, *, passed: bool = True, failures: tupl
 
 
 def publish_to(output: Path, made: Results, key: str = "key") -> Path:
-    url = publish.fn(made, made.report(PARAMETERS, ()), str(output), key, UPLOAD)
+    url = publish(made, made.report(PARAMETERS, ()), str(output), key, UPLOAD)
     return Path(url)
 
 

@@ -161,18 +161,28 @@ def on_s3(*files: StoredFile) -> Inventory:
     return sorted_out(files, NOW - DAY, lambda entry: WINNER)
 
 
-def test_an_entry_has_its_files_and_its_record() -> None:
+def test_an_entry_has_its_files() -> None:
     found = on_s3(
-        file(f"_records/{KEY}", NOW),
         file(f"infer/{KEY}/{WINNER}/a/b.txt", NOW),
         file(f"infer/{KEY}/manifest.json", OLD),
     )
     (entry,) = found.entries
-    assert (entry.stage, entry.used, entry.bytes) == ("infer", OLD, 15)
+    assert (entry.stage, entry.used, entry.bytes) == ("infer", OLD, 10)
     assert entry.version == f"version of infer/{KEY}/manifest.json"
-    assert sorted(entry.files[:-1]) == [f"_records/{KEY}", f"infer/{KEY}/{WINNER}/a/b.txt"]
-    assert entry.files[-1] == f"infer/{KEY}/manifest.json"  # last, since it tells whose the rest is
+    # the manifest last, since it tells whose the rest is
+    assert entry.files == (f"infer/{KEY}/{WINNER}/a/b.txt", f"infer/{KEY}/manifest.json")
     assert found.leftovers == ()
+
+
+def test_records_of_earlier_versions_are_leftovers_however_new() -> None:
+    found = on_s3(
+        file(f"_records/{KEY}", NOW),
+        file(f"_records/{OTHER}", OLD),
+        file(f"infer/{KEY}/{WINNER}/a/b.txt", NOW),
+        file(f"infer/{KEY}/manifest.json", NOW),
+    )
+    assert [each.files for each in found.leftovers] == [(f"_records/{KEY}",), (f"_records/{OTHER}",)]
+    assert [entry.path for entry in found.entries] == [f"infer/{KEY}"]
 
 
 def test_attempts_that_no_manifest_names_are_leftovers() -> None:
@@ -224,8 +234,6 @@ def test_leftovers_of_killed_runs_are_found(store: Store) -> None:
     left = [f".{KEY}.host.1.0123abcd.tmp", f".{OTHER}.host.1.0123abcd.tmp"]
     for name in left:
         (root / "infer" / name / "deep").mkdir(parents=True)
-    (root / "_records").mkdir()
-    (root / "_records" / OTHER).write_text("{}")
     assert held(store).leftovers == ()  # somebody may be at work
     make_old(root)
     aside = [f".{KEY}.broken-0123abcd", f".{KEY}.pruned-0123abcd"]
@@ -233,29 +241,40 @@ def test_leftovers_of_killed_runs_are_found(store: Store) -> None:
         (root / "infer" / name).mkdir()  # was given up already: no need to wait
         (root / "infer" / name / "mesh.glb").write_text("mesh")
     found = held(store)
-    expected = sorted([*(f"infer/{name}" for name in (*left, *aside)), f"_records/{OTHER}"])
+    expected = sorted(f"infer/{name}" for name in (*left, *aside))
     assert sorted(each.path for each in found.leftovers) == expected
     assert [entry.path for entry in found.entries] == [f"infer/{KEY}"]
     remove(store.root, list(found.leftovers))
     assert sorted(path.relative_to(root).as_posix() for path in root.rglob("*")) == sorted(
-        ["_records", "infer", *(f"infer/{KEY}{name}" for name in ("", "/manifest.json", "/number.txt"))]
+        ["infer", *(f"infer/{KEY}{name}" for name in ("", "/manifest.json", "/number.txt"))]
     )
 
 
-def test_an_entry_goes_with_its_record(store: Store) -> None:
+def test_an_entry_goes_alone(store: Store) -> None:
     put(store)
     put(store, OTHER)
-    records = Path(store.root.path) / "_records"
-    records.mkdir()
-    for key in (KEY, OTHER):
-        (records / key).write_text("{}")
     (entry,) = [each for each in held(store).entries if each.path == f"infer/{KEY}"]
     assert remove(store.root, [entry]) == [entry]
     assert store.load("infer", KEY, Number) is None
     assert store.load("infer", OTHER, Number) is not None
-    assert [path.name for path in records.iterdir()] == [OTHER]
-    assert [path.name for path in (records.parent / "infer").iterdir()] == [OTHER]
+    assert [path.name for path in (Path(store.root.path) / "infer").iterdir()] == [OTHER]
     assert remove(store.root, [entry]) == []
+
+
+def test_records_go_with_their_folder_and_leave_the_entries(store: Store) -> None:
+    made = put(store)
+    records = Path(store.root.path) / "_records"
+    records.mkdir()
+    for name in (KEY, OTHER, "of somebody else"):
+        (records / name).write_text("{}")
+    leftovers = list(held(store).leftovers)
+    assert sorted(each.path for each in leftovers) == [f"_records/{KEY}", f"_records/{OTHER}"]
+    assert remove(store.root, leftovers) == leftovers
+    assert [path.name for path in records.iterdir()] == ["of somebody else"]
+    (records / "of somebody else").rename(records / KEY)
+    remove(store.root, list(held(store).leftovers))
+    assert not records.exists()
+    assert store.load("infer", KEY, Number) == made
 
 
 def test_an_entry_used_since_it_was_listed_stays(store: Store) -> None:

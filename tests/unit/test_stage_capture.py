@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,24 +9,13 @@ import pytest
 from tasks.capture.listing import list_capture
 from tasks.capture.stage_capture import stage_capture
 from tasks.errors import CaptureReplaced
-from tasks.settings import settings
 from tasks.store.location import Location
-from tasks.store.results import store
-from tests.support.tiny import tiny_capture
+from tests.support.tiny import write_tiny_capture
 
 
 @pytest.fixture
-def capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("CAPTURE2MESH_STORE", str(tmp_path / "store"))
-    for function in (settings, store):
-        function.cache_clear()
-    for path, data in tiny_capture().items():
-        file = tmp_path / "mug" / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(data)
-    yield tmp_path / "mug"
-    for function in (settings, store):
-        function.cache_clear()
+def capture(own_store: Path, tmp_path: Path) -> Path:
+    return write_tiny_capture(tmp_path / "mug")
 
 
 @pytest.mark.parametrize("written", ["views/view_000.png", "depth/view_003.png", "views/view_009.png", "manifest.json"])

@@ -1,4 +1,4 @@
-"""The trellis engine's own side: what it keeps, the splats, the pipe, and what an error is called."""
+"""The trellis engine's own side: its stored output, the splats, the channel, and the kinds of errors."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from tasks.errors import InferenceFailed, InferenceTimeout, OutOfMemory
+from tasks.inference.trellis.model_process import Runtime
+from tasks.inference.trellis.process.channel import Channel, Message
+from tasks.inference.trellis.process.faults import fault_of
 from tasks.inference.trellis.splats import splat_ply
-from tasks.inference.trellis.trellis_engine import Runtime, TrellisOutput
-from tasks.inference.trellis.trellis_process import Channel, Message, fault_of
+from tasks.inference.trellis.trellis_output import TrellisOutput
 
 COUNT = 50
 INRIA = "x y z nx ny nz f_dc_0 f_dc_1 f_dc_2 opacity scale_0 scale_1 scale_2 rot_0 rot_1 rot_2 rot_3"
@@ -49,15 +51,14 @@ def output(activation: str = "softplus", **changes: NDArray[np.float32]) -> Trel
 
 
 def columns(ply: bytes) -> dict[str, NDArray[np.float32]]:
-    """Read as trimesh's reader of PLY files does."""
+    """Read the columns with trimesh's reader of PLY files."""
     vertex = trimesh.load(io.BytesIO(ply), file_type="ply").metadata["_ply_raw"]["vertex"]
     return {name: vertex["data"][name].ravel() for name in vertex["properties"]}
 
 
 def test_everything_that_rebuilds_upstreams_objects_is_kept() -> None:
     before = output()
-    to_capture = np.diag([2.0, 2, 2, 1])
-    after = TrellisOutput.from_safetensors(before.to_safetensors(), to_capture)
+    after = TrellisOutput.from_safetensors(before.to_safetensors())
     for name in ("vertices", "faces", "vertex_attrs"):
         np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
         assert getattr(after, name).dtype == getattr(before, name).dtype
@@ -66,7 +67,6 @@ def test_everything_that_rebuilds_upstreams_objects_is_kept() -> None:
         np.testing.assert_array_equal(after.gaussians[name], array)
     assert after.gaussian_init == before.gaussian_init
     assert (after.variant, after.views, after.reduced) == ("GAP-LAB-CUHK-SZ", ("a", "b"), True)
-    assert after.to_capture is to_capture
 
 
 def test_the_same_output_has_the_same_bytes() -> None:
@@ -200,7 +200,7 @@ class CountingCalls:
 
 
 def test_an_array_crosses_in_one_call() -> None:
-    """After each call the interpreter's lock is waited for, 5 ms with a thread that computes."""
+    """Each call then waits for Python's global lock: 5 ms beside a thread that computes."""
     left, right = socket.socketpair()
     with left, right:
         sending, receiving = CountingCalls(left), CountingCalls(right)
@@ -233,11 +233,11 @@ class RepositoryNotFoundError(Exception):
 
 
 class SurroundedError(Exception):
-    """What a handler raises."""
+    """Raised by a handler in the place of the first error."""
 
 
 def surrounded(first: Exception, hidden: bool = False) -> Exception:
-    """As upstream's handlers do: another error in the place of the first."""
+    """Raise another error in the place of the first, as upstream's handlers do."""
     try:
         try:
             raise first
@@ -266,9 +266,7 @@ def surrounded(first: Exception, hidden: bool = False) -> Exception:
         (ValueError("anything else"), True, "Other"),
     ],
 )
-def test_errors_are_called_what_they_are_even_when_a_handler_hides_them(
-    error: Exception, loading: bool, kind: str
-) -> None:
+def test_errors_keep_their_kind_even_when_a_handler_hides_them(error: Exception, loading: bool, kind: str) -> None:
     assert fault_of(error, loading)["fault"] == kind
     for hidden in (False, True):
         told = fault_of(surrounded(error, hidden), loading)

@@ -1,4 +1,4 @@
-"""Blocks that are recorded and replayed, on a stand-in of CUDA's graphs: what is computed is noted and repeated."""
+"""Blocks are recorded and replayed, with a stand-in for CUDA's graphs that notes and repeats the computations."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.inference.trellis.trellis_process import FEW_VALUES, _once, _replayed
+from tasks.inference.trellis.process.graphs import FEW_VALUES, moved_once, replayed
 
 recording: list[list[Callable[[], object]]] = []
 
 
 class Tensor:
-    """A number of values; what is computed from it while a graph is recorded goes to the graph."""
+    """An array; while a graph is recorded, computations with it are added to the graph."""
 
     def __init__(self, values: Any, is_cuda: bool = True) -> None:
         self.values, self.is_cuda = np.array(values, np.float64), is_cuda
@@ -73,7 +73,7 @@ class Graph:
 
 
 class Adding:
-    """A block that adds up what it is given."""
+    """A block that adds its inputs."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -102,7 +102,7 @@ def torch() -> Iterator[Any]:
 
 
 def sampled(torch: Any, blocks: list[Adding], steps: list[tuple[Any, Tensor, Any]]) -> list[Any]:
-    """What a sampler gets of a flow that consists of these blocks, step by step."""
+    """Return the results of a sampler, step by step, whose flow consists of these blocks."""
 
     def values(result: Any) -> list[float]:
         return (result.feats if isinstance(result, Sparse) else result).tolist()
@@ -115,7 +115,7 @@ def sampled(torch: Any, blocks: list[Adding], steps: list[tuple[Any, Tensor, Any
             results.append(values(x))
         return results
 
-    return _replayed(torch, sample)(SimpleNamespace(blocks=blocks))
+    return replayed(torch, sample)(SimpleNamespace(blocks=blocks))
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
@@ -132,14 +132,16 @@ def test_steps_are_replayed_with_their_own_inputs(kind: str, torch: Any) -> None
     assert all("forward" not in vars(block) for block in blocks)
 
 
-def test_another_shape_is_computed_as_ever(torch: Any) -> None:
+def test_another_shape_is_computed_without_a_graph(torch: Any) -> None:
     block = Adding()
     steps = [(Tensor([n] * size), Tensor([1] * size), Tensor([1] * size)) for n, size in enumerate((2, 2, 3, 2, 3))]
     assert sampled(torch, [block], steps) == [[2, 2], [3, 3], [4, 4, 4], [5, 5], [6, 6, 6]]
     assert block.calls == 4
 
 
-def test_what_cannot_be_recorded_is_computed_as_ever(torch: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_block_that_cannot_be_recorded_is_computed_without_a_graph(
+    torch: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
     torch.cuda.CUDAGraph.broken = True
     blocks = [Adding(), Adding()]
     steps = [(Tensor([n]), Tensor([1]), Tensor([1])) for n in range(4)]
@@ -166,18 +168,20 @@ def test_blocks_are_themselves_again_after_an_error(torch: Any) -> None:
 
 
 def test_few_values_go_to_the_gpu_once(torch: Any) -> None:
-    move = _once(torch)
+    move = moved_once(torch)
     lengths = [Tensor([0, 7], is_cuda=False), Tensor([0, 7], is_cuda=False), Tensor([0, 8], is_cuda=False)]
     moved = [move(each, "cuda") for each in lengths]
     assert moved[0] is moved[1] is not moved[2] and moved[2].tolist() == [0, 8]
     many = [Tensor(np.zeros(FEW_VALUES + 1), is_cuda=False) for _ in range(2)]
     assert move(many[0], "cuda") is not move(many[1], "cuda")
-    assert move(lengths[0], "cpu") is not move(lengths[1], "cpu")  # theirs to change
+    assert move(lengths[0], "cpu") is not move(lengths[1], "cpu")  # a copy of its own, which may be changed
     assert move(moved[0], "cpu").tolist() == [0, 7]
 
 
-def test_what_is_moved_anew_at_each_step_is_not_recorded(torch: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    """A graph would read it where it lay when it was recorded."""
+def test_a_block_that_moves_new_values_at_each_step_is_not_recorded(
+    torch: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A graph would read the values of the recording again."""
 
     class Moving(Adding):
         def forward(self, x: Any, mod: Tensor, context: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a mesh is measured at, and which checks make it a warning or a failure."""
+"""The measurements of a mesh, and the checks that make it a warning or a failure."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_no_appearance_is_a_failure() -> None:
     assert "appearance" in failed(checked(data))
 
 
-def test_vertices_that_are_no_numbers_are_a_failure() -> None:
+def test_vertices_that_are_not_finite_are_a_failure() -> None:
     broken = ball()
     data = bytearray(glb(broken))
     position = data.find(load_glb(bytes(data)).vertices[7].astype("<f4").tobytes())

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.errors import InputError, WeightsMissing
-from tasks.settings import settings
 from tasks.weights.local import environment, folder_of, require
 from tasks.weights.pins import Bundle, Source, WeightFile, Weights, bundle, declared
+from tests.support.own_settings import forget
 
 COMMIT, OTHER_COMMIT = "a" * 40, "b" * 40
 SHA, OTHER_SHA = "1" * 64, "2" * 64
@@ -24,11 +23,10 @@ def source(*paths: str, **values: Any) -> Source:
 
 
 @pytest.fixture(autouse=True)
-def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def weights(own_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CAPTURE2MESH_WEIGHTS", str(tmp_path / "weights"))
-    settings.cache_clear()
-    yield tmp_path / "weights"
-    settings.cache_clear()
+    forget()
+    return tmp_path / "weights"
 
 
 def test_the_declared_list_has_what_the_pipeline_loads() -> None:
@@ -120,15 +118,15 @@ def test_a_list_that_is_none_says_where_it_is_wrong(tmp_path: Path) -> None:
         declared(path)
 
 
-def test_the_inference_process_looks_nowhere_else(tmp_path: Path) -> None:
-    names = environment(tmp_path)
+def test_the_inference_process_looks_nowhere_else(weights: Path) -> None:
+    names = environment(weights)
     assert names["HF_HUB_OFFLINE"] == names["TRANSFORMERS_OFFLINE"] == "1"
     assert {Path(names[name]) for name in ("HF_HOME", "HF_HUB_CACHE", "TORCH_HOME")} == {
-        tmp_path / "hf",
-        tmp_path / "hf/hub",
-        tmp_path / "torch",
+        weights / "hf",
+        weights / "hf/hub",
+        weights / "torch",
     }
-    assert not Path(names["HF_MODULES_CACHE"]).is_relative_to(tmp_path)
+    assert not Path(names["HF_MODULES_CACHE"]).is_relative_to(weights)
 
 
 def test_missing_weights_say_what_to_do(weights: Path) -> None:

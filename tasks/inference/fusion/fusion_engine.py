@@ -11,6 +11,7 @@ from safetensors.numpy import save
 
 from tasks.capture.capture_checks import Needs
 from tasks.capture.views import View
+from tasks.inference.engine import Engine
 from tasks.inference.fusion.fuse import FUSION_VERSION, MIN_VIEWS, fuse
 from tasks.settings import ExporterName, InferParameters
 
@@ -33,7 +34,7 @@ class Fused:
         return save({"vertices": self.vertices, "faces": self.faces})
 
 
-class Fusion:
+class Fusion(Engine):
     """RGB-D fusion on the CPU, in the capture's own frame."""
 
     version = FUSION_VERSION

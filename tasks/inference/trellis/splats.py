@@ -1,4 +1,4 @@
-"""The gaussians of the `trellis` engine as a file that splat viewers open."""
+"""The gaussians of the `trellis` engine as a file that splat viewers open. The engine calls it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from tasks.errors import InferenceFailed
-from tasks.inference.trellis.trellis_engine import TrellisOutput
+from tasks.inference.trellis.trellis_output import TrellisOutput
 
 
 def splat_ply(output: TrellisOutput, transform: NDArray[np.float64] | None = None) -> bytes:
-    """The gaussians as a 3D-gaussian .ply in the layout of INRIA's reference code, which splat viewers open.
+    """Return the gaussians as a .ply in the layout of INRIA's reference code, which splat viewers open.
 
-    transform: 4x4 similarity from the model's frame to the file's; only without view-dependent colours, which it would
-    have to turn as well. Opacities are logits, scales logarithms, colours the harmonics' first coefficients.
+    transform: 4x4 similarity from the model's frame to the file's. Opacities are logits, scales logarithms, colours
+    coefficients of spherical harmonics. Raises InferenceFailed if view-dependent colours would have to be turned.
     """
     init, raw = output.gaussian_init, output.gaussians
     aabb = np.asarray(init["aabb"], np.float32)
@@ -28,7 +28,7 @@ def splat_ply(output: TrellisOutput, transform: NDArray[np.float64] | None = Non
     opacity = raw["opacity"] + np.log(init["opacity_bias"] / (1 - init["opacity_bias"]))
     rotation = raw["rotation"] + np.array([1, 0, 0, 0], np.float32)
     rotation = rotation / np.linalg.norm(rotation, axis=1, keepdims=True)
-    # coefficients of one channel after the other, as INRIA's code writes them
+    # as INRIA's code writes them: all coefficients of one channel, then of the next
     colour = raw["features_dc"].transpose(0, 2, 1).reshape(len(position), -1)
     rest = raw["features_rest"].transpose(0, 2, 1).reshape(len(position), -1) if "features_rest" in raw else None
     if transform is not None:
@@ -66,6 +66,6 @@ _SCALING: dict[str, tuple[Callable[..., NDArray[Any]], Callable[..., Any]]] = {
 
 
 def _turned(rotation: NDArray[np.float64], quaternions: NDArray[Any]) -> NDArray[Any]:
-    """Quaternions (n, 4), w first, turned by a 3x3 rotation."""
+    """Turn quaternions (n, 4), w first, by a 3x3 rotation."""
     turned = Rotation.from_matrix(rotation) * Rotation.from_quat(quaternions, scalar_first=True)
     return turned.as_quat(scalar_first=True)

@@ -1,4 +1,4 @@
-"""As much of torch as the engine and the stand-in of trellis use: tensors are numpy arrays."""
+"""The part of torch that the engine and the stand-in of trellis use. Tensors are numpy arrays."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class OutOfMemoryError(RuntimeError):
 
 
 class Tensor(np.ndarray):
-    """A numpy array with torch's names; one that is on the GPU refuses to become an array, as torch's does."""
+    """A numpy array with torch's method names. On the GPU it refuses to become an array, as torch's tensor does."""
 
     place = "cpu"
 

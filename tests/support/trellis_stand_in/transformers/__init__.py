@@ -19,7 +19,7 @@ class _Mask:
 
 
 class BiRefNet:
-    """Finds what is not black."""
+    """Its mask is every pixel that is not black."""
 
     def to(self, device: Any) -> BiRefNet:
         return self

@@ -1,4 +1,4 @@
-"""Networks that know only where they are."""
+"""Networks that know only their device."""
 
 from __future__ import annotations
 

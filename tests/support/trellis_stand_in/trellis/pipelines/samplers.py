@@ -28,7 +28,7 @@ class FlowEulerGuidanceIntervalSampler:
         return weight * model(x_t, t, cond, **kw) + (1 - weight) * model(x_t, t, neg_cond, **kw)
 
     def sample_once(self, model: Any, x_t: Any, t: float, t_prev: float, cond: Any = None, **kw: Any) -> Any:
-        assert not torch.state.grad, "a step records a graph that nobody needs"
+        assert not torch.state.grad, "a step records gradients that are not needed"
         time.sleep(float(faults.setting("STEP_SECONDS", "0")))
         velocity = self._inference_model(model, x_t, t, cond, **kw)
         return SimpleNamespace(pred_x_prev=x_t - (t - t_prev) * velocity)

@@ -1,4 +1,4 @@
-"""The pipeline's contract: what `run` takes and gives, and what it leaves to its caller.
+"""The pipeline's contract: the inputs and outputs of `run`, and the work that it leaves to its caller.
 
 The object is an ellipsoid whose colour is the mean of the views' foreground and whose surface depends on the seed.
 """
@@ -116,7 +116,7 @@ class TrellisVGGTTo3DPipeline:
         return self.decode_slat(image, slat, formats), coords, noise
 
     def sample_slat(self, cond: dict[str, Any], coords: Any, sampler_params: dict[str, Any]) -> Any:
-        highest = coords.max(0)  # an empty structure fails here, with a message that helps nobody
+        highest = coords.max(0)  # an empty structure fails here, with an unclear message
         params = {**self.slat_sampler_params, **sampler_params}
         network = lambda x, t, c, **_: x * 0 + c  # noqa: E731
         self.slat_sampler.sample(network, torch.randn(*highest.shape), **cond, **params)
@@ -178,7 +178,7 @@ def ellipsoid() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def gaussians(points: np.ndarray, colour: np.ndarray) -> Gaussian:
-    """One splat a vertex, made with the values of TRELLIS' gaussian decoder."""
+    """One splat for each vertex, made with the values of TRELLIS' gaussian decoder."""
     made = Gaussian(
         aabb=[-0.5, -0.5, -0.5, 1.0, 1.0, 1.0],
         sh_degree=0,

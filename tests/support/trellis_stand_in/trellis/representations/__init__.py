@@ -1,4 +1,4 @@
-"""What the decoders give."""
+"""The outputs of the decoders."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tasks.capture.listing import Listing, list_capture, list_captures, upload_k
 from tasks.errors import InputError
 from tasks.settings import ExportParameters, Parameters
 from tasks.store.location import sha256_of
-from tests.support.running import S3
+from tests.support.running_s3 import S3
 
 FILES = ("views/a.png", "views/b.jpg", "depth/a.png", "transforms.json")
 LITTER = (".DS_Store", "views/.DS_Store", "views/._a.png", "views/Thumbs.db", "views/desktop.ini", "views/.a.png.swp")
@@ -26,15 +26,6 @@ PARAMETERS = Parameters()
 
 Put = Callable[..., str]
 """Puts files (a capture by default) below a path and gives the path's URL."""
-
-
-@pytest.fixture
-def worker_here(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name, value in s3.env.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(params=["folder", "bucket"])

@@ -15,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-import s3fs
 
 import tasks.store.claims
 from tasks.errors import (
@@ -38,11 +37,12 @@ from tasks.errors import (
 )
 from tasks.mesh.publish import Published
 from tasks.report import Report
-from tasks.settings import settings
 from tasks.store.claims import Claims, Failure, failure_of, failures_recorded, forget_failure, record_failure
 from tasks.store.location import Location
 from tasks.store.results import store
-from tests.support.running import ROOT, S3, kill_group
+from tests.support.own_settings import forget
+from tests.support.running import ROOT, kill_group
+from tests.support.running_s3 import S3
 
 OUTPUT, KEY, URI = "/out", "upload key", "/captures/mug"
 ATTEMPTS = 3
@@ -67,24 +67,18 @@ def where(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
-def own_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    url = str(tmp_path / "store")
+def own_claims(
+    own_store: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty store, in a folder or on S3, and leases that a test can wait for."""
     callspec = getattr(request.node, "callspec", None)
     if "s3" in request.fixturenames or (callspec and callspec.params.get("where") == "bucket"):
-        s3: S3 = request.getfixturevalue("s3")
-        for name, value in s3.env.items():
-            monkeypatch.setenv(name, value)
-        url = f"s3://store/{tmp_path.name}"
-    monkeypatch.setenv("CAPTURE2MESH_STORE", url)
+        request.getfixturevalue("worker_here")
+        monkeypatch.setenv("CAPTURE2MESH_STORE", f"s3://store/{tmp_path.name}")
     monkeypatch.setenv("CAPTURE2MESH_ATTEMPTS", str(ATTEMPTS))
     monkeypatch.setattr(tasks.store.claims, "LEASE_SECONDS", LEASE_SECONDS)
     monkeypatch.setattr(tasks.store.claims, "RENEW_SECONDS", RENEW_SECONDS)
-    settings.cache_clear()
-    store.cache_clear()
-    yield
-    settings.cache_clear()
-    store.cache_clear()
-    s3fs.S3FileSystem.clear_instance_cache()
+    forget()
 
 
 @contextmanager
@@ -253,14 +247,14 @@ def test_holder_that_was_thought_dead_notices_and_leaves_the_claim_alone(s3: S3,
 def test_lease_that_cannot_be_renewed_for_a_moment_is_kept(
     s3: S3, claims: Claims, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    written, faults = Location.write, [StorageUnavailable("no answer")]
+    written, faults = Location.write_if, [StorageUnavailable("no answer")]
 
-    def flaky(location: Location, data: bytes, **conditions: str) -> None:
+    def flaky(location: Location, etag: str | None, data: bytes) -> bool:
         if threading.current_thread().name == "claims" and faults:
             raise faults.pop()
-        written(location, data, **conditions)
+        return written(location, etag, data)
 
-    monkeypatch.setattr(Location, "write", flaky)
+    monkeypatch.setattr(Location, "write_if", flaky)
     with held(claims) as mine:
         assert mine
         time.sleep(EXPIRED_SECONDS)

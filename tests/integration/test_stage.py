@@ -1,4 +1,4 @@
-"""A stage as a Prefect task: the store decides what runs, Prefect's record only tells of it."""
+"""A stage as a Prefect task: the store decides what runs, and Prefect keeps no result of its own."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from prefect.testing.utilities import prefect_test_harness
 import tasks.stage
 from tasks.errors import InputError, StorageUnavailable
 from tasks.progress import StageTiming, Timings, observed_by
-from tasks.settings import settings
-from tasks.stage import Stage, retried, stage
-from tasks.store.results import StoredResult, store
+from tasks.stage import Stage, retried, stage, step
+from tasks.store.results import Store, StoredResult
 
 RETRIES = 2
 
@@ -61,16 +60,10 @@ def harness() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def entries(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty store, and no waiting between retries; gives the folder of the stage's entries."""
-    monkeypatch.setenv("CAPTURE2MESH_STORE", str(tmp_path / "store"))
     monkeypatch.setattr(tasks.stage, "RETRY_BASE_SECONDS", 0)
-    cached = (settings, store, tasks.stage._records)
-    for function in cached:
-        function.cache_clear()
-    yield tmp_path / "store" / "say"
-    for function in cached:
-        function.cache_clear()
+    return own_store / "say"
 
 
 def run(say: Stage[[str], Word], word: str = "word") -> tuple[Word, StageTiming]:
@@ -113,12 +106,11 @@ def test_other_version_is_other_work() -> None:
     assert first.key("word") != second.key("word")
 
 
-def test_record_without_files_runs_the_stage_again(entries: Path) -> None:
+def test_stage_whose_entry_is_gone_runs_again(entries: Path) -> None:
     script = Script("hello")
     say = scripted(script)
     run(say)
     shutil.rmtree(entries)
-    assert list((entries.parent / "_records").iterdir())
     result, timing = run(say)
     assert (result.text, timing.cached, script.calls) == ("hello", False, 2)
     assert run(say)[1].cached
@@ -134,36 +126,62 @@ def test_file_that_lost_its_end_runs_the_stage_again(entries: Path) -> None:
     assert (entries / say.key("word") / "word.txt").read_text() == "hello"
 
 
-def test_files_without_record_are_a_hit(entries: Path) -> None:
-    script = Script("hello")
-    say = scripted(script)
-    first, _ = run(say)
-    shutil.rmtree(entries.parent / "_records")
-    result, timing = run(say)
-    assert (result, timing.cached, script.calls) == (first, True, 1)
+def test_the_entry_is_the_only_record(entries: Path) -> None:
+    """No second copy of the result lies beside the entries, and a hit writes none."""
+    say = scripted(Script("hello"))
+    for _ in range(2):
+        run(say)
+    assert [path.name for path in entries.parent.iterdir()] == [entries.name]
+    assert [path.name for path in entries.iterdir()] == [say.key("word")]
 
 
-@pytest.mark.parametrize("record", [b"", b"{", b'{"metadata": {}, "result": null}', b"\x80\x04N."])
-def test_broken_record_is_no_fault(record: bytes, entries: Path) -> None:
-    script = Script("hello")
-    say = scripted(script)
-    first, _ = run(say)
-    for path in (entries.parent / "_records").iterdir():
-        path.write_bytes(record)
-    result, _ = run(say)
-    assert (result, script.calls) == (first, 1)
+def test_hit_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    say = scripted(Script("hello"))
+    run(say)
+    loads, load = [], Store.load
+
+    def counted(of: Store, *args: Any, **kwargs: Any) -> Any:
+        loads.append(args)
+        return load(of, *args, **kwargs)
+
+    monkeypatch.setattr(Store, "load", counted)
+    assert run(say)[1].cached
+    assert len(loads) == 1
 
 
-def test_record_of_something_else_is_not_believed(entries: Path) -> None:
-    """The store is the truth: a record may be of an attempt whose files are gone."""
-    script = Script("hello", "goodbye")
-    say = scripted(script)
-    first, _ = run(say, "one")
-    run(say, "two")
-    records = entries.parent / "_records"
-    (records / say.key("one")).write_bytes((records / say.key("two")).read_bytes())
-    result, timing = run(say, "one")
-    assert (result, timing.cached, script.calls) == (first, True, 2)
+def test_outside_of_a_flow_a_stage_runs_plainly(entries: Path) -> None:
+    """Once, without a task: a batch tries its captures again."""
+    script = Script(StorageUnavailable("no answer"), "hello")
+    say, timings = scripted(script, **retried(RETRIES, StorageUnavailable)), Timings()
+    with observed_by(timings):
+        with pytest.raises(StorageUnavailable):
+            say("word")
+        assert [say("word").text for _ in range(2)] == ["hello"] * 2
+    assert [timing.cached for timing in timings.stages] == [False, True]
+    assert script.calls == 2
+
+
+def test_step_runs_each_time_and_is_tried_again() -> None:
+    calls: list[str] = []
+
+    @step(**retried(RETRIES, StorageUnavailable))
+    def spell(word: str) -> str:
+        """Spell a word."""
+        calls.append(word)
+        if len(calls) == 1:
+            raise StorageUnavailable("no answer")
+        return " ".join(word)
+
+    @flow(name="spell")
+    def spelling() -> list[str]:
+        return [spell(word) for word in ("one", "one")]
+
+    timings = Timings()
+    with observed_by(timings):
+        assert spelling() == ["o n e"] * 2
+    assert spell("two") == "t w o"
+    assert calls == ["one", "one", "one", "two"]
+    assert [(timing.name, timing.cached) for timing in timings.stages] == [("spell", False)] * 2
 
 
 def test_fault_that_can_pass_is_tried_again() -> None:

@@ -1,0 +1,160 @@
+"""`capture2mesh reconstruct` and `dataset`: flows that run in this process, shown in the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from flows.cli.conventions import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EngineOption,
+    SetOption,
+    errors_told,
+    parameters_of,
+    tell_error,
+    use_prefect_defaults,
+)
+
+if TYPE_CHECKING:
+    from tasks.dataset.plan import Plan
+    from tasks.mesh.publish import Published
+    from tasks.settings import EngineName, Parameters
+
+
+def reconstruct(
+    capture: Annotated[str, typer.Argument(help="Folder or URL of the capture.")],
+    output: Annotated[str, typer.Argument(help="Folder or URL below which the asset is published.")],
+    engine: EngineOption = "auto",
+    set_: SetOption = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the report and nothing else on stdout.")] = False,
+) -> None:
+    """Reconstruct one capture."""
+    from tasks.errors import MeshRejected
+
+    status = EXIT_DONE
+    with _flow_context() as ready:
+        from flows.reconstruct import reconstruct
+
+        try:
+            outcome: object = reconstruct(capture, output, engine, ready(set_ or []))
+        except MeshRejected as error:
+            tell_error(error)
+            outcome, status = error.published, EXIT_FAILED
+    published = cast("Published", outcome)
+    if json_:
+        typer.echo(published.report.model_dump_json(indent=1))
+    else:
+        _tell(published)
+    raise typer.Exit(status)
+
+
+def dataset(
+    dataset: Annotated[str, typer.Argument(help="Folder or URL above the captures, or a list: .txt, .csv, .jsonl.")],
+    output: Annotated[str, typer.Argument(help="Folder or URL below which assets and report are published.")],
+    engine: EngineOption = "auto",
+    set_: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and do nothing.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Try again what has failed before.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print plan or outcome as JSON, nothing else.")] = False,
+) -> None:
+    """Reconstruct every capture of a dataset that is not published yet."""
+    if dry_run:
+        with errors_told():
+            found = _plan(dataset, output, engine, set_ or [], retry)
+        typer.echo(_plan_json(found) if json_ else _plan_text(found))
+        raise typer.Exit(EXIT_DONE)
+    with _flow_context() as ready:
+        from flows.dataset import reconstruct_dataset
+
+        report = reconstruct_dataset(dataset, output, engine, ready(set_ or []), retry)
+    if json_:
+        typer.echo(report.model_dump_json(indent=1))
+    else:
+        for state, count in report.counts.items():
+            typer.echo(f"{state:10} {count}")
+        typer.echo(f"report     {report.url}/index.html")
+    raise typer.Exit(EXIT_DONE if report.whole else EXIT_FAILED)
+
+
+@contextmanager
+def _flow_context() -> Iterator[Callable[[Sequence[str]], Parameters]]:
+    """Within the block flows can run: against the configured server, or Prefect's own.
+
+    Gives a function that reads the `--set` options and then starts the terminal and the server: wrong options start
+    nothing.
+    """
+    use_prefect_defaults()
+    with errors_told(), ExitStack() as stack:
+        from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+        from flows.cli.terminal import Terminal
+        from tasks.progress import observed_by
+
+        terminal = Terminal()
+
+        def ready(assignments: Sequence[str]) -> Parameters:
+            parameters = parameters_of(assignments)
+            stack.enter_context(terminal)
+            if not PREFECT_API_URL.value():
+                from flows.cli.own_server import start_server
+
+                terminal.console.print("starting Prefect's own server for this run (PREFECT_API_URL names another)")
+                start_server()
+                # heartbeats tell a server of lost runs and cost a second; this server ends with the run
+                stack.enter_context(temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}))
+            stack.enter_context(observed_by(terminal))
+            return parameters
+
+        yield ready
+
+
+def _plan(dataset: str, output: str, engine: EngineName, assignments: Sequence[str], retry: bool) -> Plan:
+    from flows.infer import chosen_engine
+    from tasks.dataset.plan import plan
+    from tasks.settings import settings
+
+    choice = chosen_engine(engine, settings().batch_deployment)
+    return plan(dataset, output, choice, parameters_of(assignments), retry=retry)
+
+
+def _plan_json(found: Plan) -> str:
+    captures = [
+        {
+            "id": each.id,
+            "uri": each.upload.uri,
+            "state": each.state,
+            "upload_key": each.upload.key,
+            **each.model_dump(include={"reason", "folder", "attempts"}),
+        }
+        for each in found.captures
+    ]
+    return json.dumps({"dataset": found.dataset, "counts": found.counts(), "captures": captures}, indent=1)
+
+
+def _plan_text(found: Plan) -> str:
+    """A line for each capture that is not published, and the counts."""
+    width = max(len(each.id) for each in found.captures)
+    rows = [
+        f"{each.state:9} {each.id:{width}} {each.reason.partition(chr(10))[0]}".rstrip()
+        for each in found.captures
+        if each.state != "published"
+    ]
+    counts = ", ".join(f"{count} {state}" for state, count in found.counts().items())
+    return "\n".join([*rows, f"{len(found.captures)} captures: {counts}"])
+
+
+def _tell(published: Published) -> None:
+    """Print the status, the checks that failed, and the path of every published file."""
+    report = published.report
+    typer.echo(f"{report.capture.id}: {report.status}")
+    for check in report.checks:
+        if not check.passed:
+            typer.echo(f"  {check.name}: {check.value} (limit {check.limit})")
+    for entry in report.outputs:
+        typer.echo(f"  {published.url}/{entry.path}")
+    typer.echo(f"  {published.url}/report.json")

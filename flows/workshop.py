@@ -1,0 +1,250 @@
+"""The workshop of a batch: the processes and the model that its captures share, and the claims on them.
+
+While one capture is in the model, others are prepared and finished. `flows/batch.py` hands it captures.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from queue import SimpleQueue
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from flows.process_pool import Processes
+from flows.reconstruct import Prepared, finish, prepare
+from tasks.capture.listing import Listing
+from tasks.dataset.plan import Planned
+from tasks.dataset.upload import Upload
+from tasks.errors import (
+    Capture2MeshError,
+    CaptureRefused,
+    CaptureReplaced,
+    EngineUnavailable,
+    MeshRejected,
+    WeightsCorrupt,
+    WeightsMissing,
+    WeightsUnavailable,
+)
+from tasks.inference.reconstruction import Reconstruction, infer
+from tasks.inference.registry import ENGINES, EngineChoice
+from tasks.mesh.export import export_glb, exports_in_process
+from tasks.mesh.publish import Published
+from tasks.progress import StageTiming, Timings, observed_by
+from tasks.settings import Parameters, settings
+from tasks.store.claims import Claims
+from tasks.weights.fetch_weights import fetch_weights
+from tasks.weights.pins import Weights
+
+LANES = 2  # one capture is in the model; of the other, views are read, or its result is registered and stored
+AHEAD = 2  # captures that are prepared and wait for the model
+
+# errors of this machine: no capture could be reconstructed on it
+HOPELESS = (EngineUnavailable, WeightsMissing, WeightsCorrupt, WeightsUnavailable)
+
+log = logging.getLogger(__name__)
+
+
+class Outcome(BaseModel):
+    """How a capture of a batch ended."""
+
+    model_config = ConfigDict(frozen=True)
+
+    planned: Planned
+    """The capture."""
+    state: Literal["normal", "warning", "failure", "refused", "failed", "elsewhere", "replaced"]
+    """normal, warning, failure: the status of the published asset. elsewhere: another run has it, or has done it.
+    replaced: it was replaced by a newer upload, which the next run takes."""
+    reason: str = ""
+    """Why it was not reconstructed."""
+    url: str = ""
+    """Folder or URL of the published asset; empty if there is none."""
+
+    @property
+    def failed(self) -> bool:
+        """True if no usable asset came out."""
+        return self.state in ("failure", "refused", "failed")
+
+
+class Workshop:
+    """The processes and the model that the captures of a batch share, and the claims on them."""
+
+    def __init__(self, engine: EngineChoice, parameters: Parameters) -> None:
+        self._engine, self._parameters = engine, parameters
+        self._processes, self._claims = Processes(settings().batch_processes), Claims()
+        self._model = SharedModel(engine, parameters) if ENGINES[engine.name].shares_model else None
+        self._at_once = settings().batch_processes + (LANES + AHEAD if self._model else 0)
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Workshop:
+        self._claims.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._processes.__exit__(*error)  # type: ignore[arg-type]
+        self._claims.__exit__(*error)
+
+    def reconstruct(self, captures: Sequence[Planned]) -> Iterator[Outcome]:
+        """Reconstruct captures, several at once; gives their outcomes as they end, in no order.
+
+        Raises an error that every capture would meet on this machine.
+        """
+        waiting, ended = SimpleQueue[Planned | None](), SimpleQueue[Outcome | BaseException]()
+
+        def work() -> None:
+            while (planned := waiting.get()) is not None and not self._ended.is_set():
+                try:
+                    ended.put(self._outcome(planned))
+                except BaseException as error:
+                    ended.put(error)
+
+        for planned in captures:
+            waiting.put(planned)
+        for _ in range(min(self._at_once, len(captures))):
+            waiting.put(None)
+            # as daemons they do not hold up a process that is to end; nothing of Prefect runs in them
+            threading.Thread(target=work, daemon=True).start()
+        for _ in captures:
+            outcome = ended.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
+
+    def _outcome(self, planned: Planned) -> Outcome:
+        """Reconstruct one capture; its own errors become its outcome, and the other captures go on."""
+        try:
+            if self._model is not None:
+                return self._with_model(planned, self._model)
+            return self._once(planned, lambda: self._in_one_process(planned))
+        except HOPELESS:
+            raise
+        except CaptureReplaced as error:
+            return Outcome(planned=planned, state="replaced", reason=str(error))
+        except CaptureRefused as error:
+            return Outcome(planned=planned, state="refused", reason=str(error))
+        except MeshRejected as error:
+            return Outcome(planned=planned, state="failure", reason=str(error), url=error.published.url)
+        except Capture2MeshError as error:
+            return Outcome(planned=planned, state="failed", reason=str(error))
+        except Exception as error:
+            log.exception("%s", planned.id)
+            return Outcome(planned=planned, state="failed", reason=f"{type(error).__name__}: {error}")
+
+    def _once(self, planned: Planned, reconstruct: Callable[[], Published]) -> Outcome:
+        """Claim a capture and reconstruct it, unless another run has it or has done it."""
+        upload = planned.upload
+        with upload.claimed(self._claims) as mine:
+            if not mine or upload.published() is not None:
+                return Outcome(planned=planned, state="elsewhere")
+            with upload.recorded(), self._unless_ended():
+                published = reconstruct()
+                return Outcome(planned=planned, state=published.report.status, url=published.url)
+
+    @contextmanager
+    def _unless_ended(self) -> Iterator[None]:
+        """An error after the end of the batch (a cancelled run, another capture's error) is no failure of a capture."""
+        try:
+            yield
+        except Exception as error:
+            if self._ended.is_set():
+                raise SystemExit from error  # of this thread
+            raise
+
+    def _in_one_process(self, planned: Planned) -> Published:
+        return self._processes.run(_whole, planned, self._engine, self._parameters)
+
+    def _with_model(self, planned: Planned, model: SharedModel) -> Outcome:
+        """Reconstruct a capture with the shared model: prepared and finished in processes, inferred here."""
+        with ExitStack() as before_model:
+            # room comes before the claim: another machine may be free for the captures that find none
+            before_model.enter_context(model.room)
+
+            def reconstruct() -> Published:
+                assert planned.listing is not None
+                prepared, stages = self._processes.run(_prepared, planned.listing, self._engine, planned.upload)
+                with prepared.capture.in_scratch():
+                    timings = Timings(stages)
+                    with observed_by(timings):
+                        reconstruction = model.infer(prepared)
+                    before_model.close()
+                    return self._processes.run(_finished, prepared, reconstruction, self._parameters, timings.stages)
+
+            return self._once(planned, reconstruct)
+
+
+class SharedModel:
+    """The model that the captures of a batch share. Its weights are fetched once, for all of them.
+
+    room: the captures that are before or in the model at the same time.
+    """
+
+    def __init__(self, engine: EngineChoice, parameters: Parameters) -> None:
+        self._engine, self._parameters = engine, parameters
+        self.room = threading.Semaphore(LANES + AHEAD)
+        self._lanes = threading.Semaphore(LANES)
+        self._fetching, self._fetched = threading.Lock(), set[str]()  # digests of bundles
+        self._unavailable: Capture2MeshError | None = None  # why the weights could not be fetched
+
+    def infer(self, prepared: Prepared) -> Reconstruction:
+        """Infer a prepared capture, and export it if that needs the model's process."""
+        weights, parameters = prepared.weights, self._parameters
+        with self._lanes:
+            if (
+                weights is not None
+                and weights.bundle not in self._fetched
+                and infer.stored(prepared.capture, self._engine, parameters.infer, weights) is None
+            ):
+                self._fetch(weights)
+            reconstruction = infer(prepared.capture, self._engine, parameters.infer, weights)
+            if exports_in_process(self._engine, parameters.export):
+                export_glb(reconstruction, prepared.capture, parameters.export)
+            return reconstruction
+
+    def _fetch(self, weights: Weights) -> None:
+        """Fetch a bundle once, for all captures; if that fails, it fails for all of them."""
+        with self._fetching:
+            if self._unavailable is None and weights.bundle not in self._fetched:
+                try:
+                    fetch_weights(weights)
+                except HOPELESS as error:
+                    self._unavailable = error
+                except Capture2MeshError as error:
+                    self._unavailable = WeightsUnavailable(str(error))
+                else:
+                    self._fetched.add(weights.bundle)
+            if self._unavailable is not None:
+                raise self._unavailable
+
+
+# these run in the processes
+
+
+def _whole(planned: Planned, engine: EngineChoice, parameters: Parameters) -> Published:
+    """Reconstruct one capture, from its files to its asset."""
+    assert planned.listing is not None
+    timings = Timings()
+    with observed_by(timings):
+        prepared = prepare(planned.listing, engine, planned.upload)
+        with prepared.capture.in_scratch():
+            reconstruction = infer(prepared.capture, engine, parameters.infer, prepared.weights)
+            return finish(prepared, reconstruction, parameters, timings)
+
+
+def _prepared(listing: Listing, engine: EngineChoice, upload: Upload) -> tuple[Prepared, list[StageTiming]]:
+    """Prepare a capture; gives the stages that ran as well."""
+    timings = Timings()
+    with observed_by(timings):
+        return prepare(listing, engine, upload), timings.stages
+
+
+def _finished(
+    prepared: Prepared, reconstruction: Reconstruction, parameters: Parameters, stages: list[StageTiming]
+) -> Published:
+    """Finish a capture after its first `stages`."""
+    timings = Timings(stages)
+    with observed_by(timings):
+        return finish(prepared, reconstruction, parameters, timings)
