@@ -15,7 +15,9 @@ from trimesh.visual.texture import TextureVisuals
 
 from tasks.capture.stage_capture import Capture
 from tasks.errors import ExportFailed, InputError
-from tasks.geometry.mesh_repair import repair, simplify, solidify
+from tasks.geometry.simplification import simplify
+from tasks.geometry.solids import solidify
+from tasks.geometry.surface_distance import SurfaceDistance
 from tasks.geometry.texture import Unwrapped, VertexColours, bake, unwrap, vertex_normals
 from tasks.inference.reconstruction import Reconstruction
 from tasks.inference.registry import ENGINES, TRELLIS, EngineChoice, require_engine
@@ -35,7 +37,8 @@ class Mesh(StoredResult):
     """`mesh.glb`: y-up, metres where `metric`.
 
     texture_coverage: share of the surface's texels that a view saw; None where the views did not paint it.
-    decimated_by: the library that removed faces.
+    decimated_by: the library that removed faces. export_error: distance from the dense surface; None if upstream's
+    exporter removed the faces. within_budget: False if the shape took more faces than were asked for.
     """
 
     exporter: ExporterName
@@ -43,6 +46,8 @@ class Mesh(StoredResult):
     texture_px: int
     texture_coverage: float | None
     metric: bool
+    export_error: SurfaceDistance | None = None
+    within_budget: bool = True
 
     def glb(self) -> bytes:
         return store().read(self, GLB)
@@ -73,6 +78,8 @@ def export_glb(folder: Path, reconstruction: Reconstruction, capture: Capture, p
         texture_px=parameters.texture_px,
         texture_coverage=exported.coverage,
         metric=reconstruction.to_capture is not None,
+        export_error=exported.error,
+        within_budget=exported.within_budget,
     )
 
 
@@ -84,6 +91,8 @@ class _Exported:
     texture: NDArray[np.uint8]
     coverage: float | None
     decimated_by: str
+    error: SurfaceDistance | None = None
+    within_budget: bool = True
 
 
 def _native(reconstruction: Reconstruction, capture: Capture, parameters: ExportParameters) -> _Exported:
@@ -93,16 +102,16 @@ def _native(reconstruction: Reconstruction, capture: Capture, parameters: Export
     dense = in_capture_frame(geometry.vertices, geometry.to_capture)
     colours = None if geometry.colours is None else VertexColours(dense, geometry.colours)
     try:
-        if ENGINES[reconstruction.engine.name].closed:
-            vertices, faces = repair(*simplify(dense, geometry.faces, parameters.faces))
-        else:
-            vertices, faces = solidify(dense, geometry.faces, parameters.faces)
+        solid = (dense, geometry.faces)
+        if not ENGINES[reconstruction.engine.name].closed:
+            solid = solidify(*solid)
+        simplified = simplify(*solid, parameters.faces)
     except ValueError as error:
         raise ExportFailed(f"{capture.id}: {error}") from error
-    unwrapped = unwrap(vertices, faces, parameters.texture_px)
+    unwrapped = unwrap(simplified.vertices, simplified.faces, parameters.texture_px)
     views = [] if geometry.to_capture is None else capture.views(reconstruction.views)
     texture, coverage = bake(unwrapped, views, parameters.texture_px, colours)
-    return _Exported(unwrapped, texture, coverage, FAST_SIMPLIFICATION)
+    return _Exported(unwrapped, texture, coverage, FAST_SIMPLIFICATION, simplified.error, simplified.within)
 
 
 def _to_glb(reconstruction: Reconstruction, capture: Capture, parameters: ExportParameters) -> _Exported:
