@@ -104,7 +104,7 @@ def _native(reconstruction: Reconstruction, capture: Capture, parameters: Export
     try:
         solid = (dense, geometry.faces)
         if not ENGINES[reconstruction.engine.name].closed:
-            solid = solidify(*solid)
+            solid = solidify(*solid, parameters.faces)
         simplified = simplify(*solid, parameters.faces)
     except ValueError as error:
         raise ExportFailed(f"{capture.id}: {error}") from error

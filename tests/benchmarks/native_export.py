@@ -115,7 +115,7 @@ def timed(step: str, work: Callable[[], Result]) -> Result:
 
 def export(dense: Dense) -> tuple[Unwrapped, NDArray[np.uint8], bytes]:
     """What export_glb does for such a mesh when there are no cameras."""
-    solid = timed("  solidify", lambda: solidify(dense.vertices, dense.faces))
+    solid = timed("  solidify", lambda: solidify(dense.vertices, dense.faces, FACES))
     surface = timed("  simplify", lambda: simplify(*solid, FACES))
     print(f"  export error {surface.error}")
     unwrapped = timed("  unwrap", lambda: unwrap(surface.vertices, surface.faces, TEXTURE_PX))

@@ -30,7 +30,7 @@ def solid() -> tuple[Vertices, Faces]:
 
 
 def within(vertices: NDArray[np.floating], faces: NDArray[np.integer], budget: int) -> tuple[Vertices, Faces]:
-    simplified = simplify(*solidify(vertices, faces), budget)
+    simplified = simplify(*solidify(vertices, faces, budget), budget)
     return simplified.vertices, simplified.faces
 
 
@@ -111,7 +111,7 @@ def test_small_closed_mesh_keeps_its_faces() -> None:
 @pytest.mark.parametrize("corners", [[[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], [[0, 0, 0]] * 4])
 def test_what_encloses_nothing_is_refused(corners: list[list[float]]) -> None:
     with pytest.raises(ValueError, match="encloses"):
-        solidify(np.array(corners, np.float32), np.array([[0, 1, 2], [0, 2, 3]]))
+        solidify(np.array(corners, np.float32), np.array([[0, 1, 2], [0, 2, 3]]), 100)
 
 
 def test_edges_of_three_faces_part_sheets() -> None:
