@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.geometry.surface_distance import SurfaceDistance
 from tasks.inference.reconstruction import RegistrationSummary
 from tasks.progress import StageTiming
 from tasks.store.location import FileEntry
@@ -52,6 +53,7 @@ class MeshSummary(BaseModel):
     texture_coverage: float | None
     extent_m: tuple[float, float, float]
     metric: bool
+    export_error: SurfaceDistance | None = None
 
 
 class Check(BaseModel):

@@ -156,9 +156,7 @@ def _smooth(points: Vertices, faces: Faces, first: int, patches: Faces) -> Verti
     local = local.reshape(-1, 3)
     start, end = local.reshape(-1), np.roll(local, -1, axis=1).reshape(-1)
     size = len(used)
-    links = csr_array(
-        (np.ones(2 * len(start)), (np.r_[start, end], np.r_[end, start])), shape=(size, size)
-    )
+    links = csr_array((np.ones(2 * len(start)), (np.r_[start, end], np.r_[end, start])), shape=(size, size))
     links.data[:] = 1
     umbrella = diags_array(1 / links.sum(axis=1)) @ links - diags_array(np.ones(size))
     rows = csr_array(umbrella)[np.searchsorted(used, bent)]
@@ -169,5 +167,3 @@ def _smooth(points: Vertices, faces: Faces, first: int, patches: Faces) -> Verti
     result = points.copy()
     result[used[free]] = solution.astype(np.float32)
     return result
-
-

@@ -5,7 +5,7 @@ Vertices are (n, 3) float32, faces (m, 3) int32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +29,15 @@ TOLERANCE_SHARE = 0.002
 
 @dataclass(frozen=True)
 class Simplified:
-    """A closed, manifold mesh, and how far it is from the dense one. `within`: within budget and tolerance."""
+    """A closed, manifold mesh, and how far it is from the dense one.
+
+    limit: what the 99.9th percentile of the error should not exceed, in the mesh's unit.
+    """
 
     vertices: Vertices
     faces: Faces
     error: SurfaceDistance
-    within: bool
+    limit: float
 
 
 def simplify(
@@ -44,7 +47,7 @@ def simplify(
     collapses made sheets touch, without crumbs and cavities. A smaller mesh keeps its faces.
 
     tolerance: the sensor's noise (one sigma, in the mesh's unit): 99.9 % of the surface stays within 3.3 times that.
-    If the budget does not allow that, the result is not `within`, and denser if that helps: up to twice the budget.
+    If the budget does not allow that, the result is denser as far as that helps, up to twice the budget.
     Raises ValueError if nothing encloses a volume.
     """
     points, triangles = without_loose_pieces(vertices.astype(np.float32), faces.astype(np.int32))
@@ -57,14 +60,14 @@ def simplify(
         denser = _compared(points, triangles, dense, int(times * budget), limit)
         if denser.error.p999_m > WORTH * best.error.p999_m:
             break
-        best = replace(denser, within=False)
+        best = denser
     return best
 
 
 def _compared(vertices: Vertices, faces: Faces, dense: SampledSurface, budget: int, limit: float) -> Simplified:
     fewer = _mended(vertices, faces, budget)
     error = surface_distance(dense, SampledSurface(*fewer))
-    return Simplified(*fewer, error, within=len(fewer[1]) <= budget and error.p999_m <= limit)
+    return Simplified(*fewer, error, limit)
 
 
 def _mended(vertices: Vertices, faces: Faces, budget: int) -> tuple[Vertices, Faces]:

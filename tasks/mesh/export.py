@@ -37,8 +37,9 @@ class Mesh(StoredResult):
     """`mesh.glb`: y-up, metres where `metric`.
 
     texture_coverage: share of the surface's texels that a view saw; None where the views did not paint it.
-    decimated_by: the library that removed faces. export_error: distance from the dense surface; None if upstream's
-    exporter removed the faces. within_budget: False if the shape took more faces than were asked for.
+    decimated_by: the library that removed faces. export_error: distance from the dense surface, of which the 99.9th
+    percentile should be at most export_limit_m; face_budget: what the faces should not exceed. All three are None if
+    upstream's exporter removed the faces.
     """
 
     exporter: ExporterName
@@ -47,7 +48,8 @@ class Mesh(StoredResult):
     texture_coverage: float | None
     metric: bool
     export_error: SurfaceDistance | None = None
-    within_budget: bool = True
+    export_limit_m: float | None = None
+    face_budget: int | None = None
 
     def glb(self) -> bytes:
         return store().read(self, GLB)
@@ -79,7 +81,8 @@ def export_glb(folder: Path, reconstruction: Reconstruction, capture: Capture, p
         texture_coverage=exported.coverage,
         metric=reconstruction.to_capture is not None,
         export_error=exported.error,
-        within_budget=exported.within_budget,
+        export_limit_m=exported.limit,
+        face_budget=parameters.faces if exported.error else None,
     )
 
 
@@ -92,7 +95,7 @@ class _Exported:
     coverage: float | None
     decimated_by: str
     error: SurfaceDistance | None = None
-    within_budget: bool = True
+    limit: float | None = None
 
 
 def _native(reconstruction: Reconstruction, capture: Capture, parameters: ExportParameters) -> _Exported:
@@ -111,7 +114,7 @@ def _native(reconstruction: Reconstruction, capture: Capture, parameters: Export
     unwrapped = unwrap(simplified.vertices, simplified.faces, parameters.texture_px)
     views = [] if geometry.to_capture is None else capture.views(reconstruction.views)
     texture, coverage = bake(unwrapped, views, parameters.texture_px, colours)
-    return _Exported(unwrapped, texture, coverage, FAST_SIMPLIFICATION, simplified.error, simplified.within)
+    return _Exported(unwrapped, texture, coverage, FAST_SIMPLIFICATION, simplified.error, simplified.limit)
 
 
 def _to_glb(reconstruction: Reconstruction, capture: Capture, parameters: ExportParameters) -> _Exported:

@@ -60,6 +60,7 @@ def measure(glb: bytes, mesh: Mesh) -> tuple[trimesh.Trimesh, MeshSummary]:
         texture_coverage=mesh.texture_coverage,
         extent_m=tuple(np.nan_to_num(np.abs(CAPTURE_TO_GLTF.T @ loaded.extents)).round(6).tolist()),
         metric=mesh.metric,
+        export_error=mesh.export_error,
     )
 
 
@@ -132,6 +133,17 @@ def checks_of(
     return tuple(checks)
 
 
+def simplification_checks(mesh: Mesh, summary: MeshSummary) -> tuple[Check, ...]:
+    """True to the dense surface within the sensor's noise, and with no more faces than were asked for."""
+    if mesh.export_error is None or mesh.export_limit_m is None or mesh.face_budget is None:
+        return ()
+    error, limit, budget = mesh.export_error.p999_m, mesh.export_limit_m, mesh.face_budget
+    return (
+        Check(name="export_error", passed=error <= limit, value=round(error, 6), limit=round(limit, 6)),
+        Check(name="faces", passed=summary.faces <= budget, value=summary.faces, limit=budget),
+    )
+
+
 def has_appearance(mesh: trimesh.Trimesh) -> bool:
     """Whether it has a texture with coordinates, or colours of its own."""
     if mesh.visual.kind == "texture":
@@ -148,7 +160,7 @@ def validate_mesh(folder: Path, mesh: Mesh, capture: Capture, limits: Limits) ->
     """Measure, check and picture the mesh; a mesh below the floor is a result, not an error."""
     loaded, summary = measure(mesh.glb(), mesh)
     points = captured_points(capture.views()) if mesh.metric else np.empty((0, 3), np.float32)
-    checks = checks_of(loaded, summary, points, limits)
+    checks = checks_of(loaded, summary, points, limits) + simplification_checks(mesh, summary)
     (folder / "previews").mkdir()
     pictures: list[Image.Image] = []
     if np.isfinite(loaded.vertices).all():
