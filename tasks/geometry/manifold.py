@@ -183,13 +183,14 @@ def without_degenerate(vertices: Vertices, faces: Faces) -> tuple[Vertices, Face
     """Degenerate faces of a manifold mesh mended where they are: needles lose their short edge, of caps the longest
     edge is flipped. What neither can mend without joining sheets stays."""
     for _ in range(MEND_ROUNDS):
-        flat = degenerate(vertices, faces)
-        near = flat
+        near = flat = degenerate(vertices, faces)
+        if not flat.any():
+            break
         for _ in range(MEND_RINGS):
-            near = np.isin(faces, faces[near]).any(axis=1) if near.any() else near
+            near = np.asarray(np.isin(faces, faces[near]).any(axis=1))
         local, fixed = faces[near], np.unique(faces[~near])
         before = local
-        for index in np.flatnonzero(flat[near]):
+        for index in np.flatnonzero(flat[near]).tolist():
             local = _mended(vertices, local, index, fixed)
         if local is before:
             break
