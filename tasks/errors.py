@@ -5,6 +5,7 @@ Used in all packages. The class decides about retries, the exit code, and what c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -35,6 +36,26 @@ class Problem(BaseModel):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}; {self.todo}"
+
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_EXAMPLES = 2
+
+
+def grouped(problems: Sequence[Problem]) -> tuple[str, ...]:
+    """One line for each kind of problem, with a count and examples. Two are of one kind if only numbers differ."""
+    kinds: dict[tuple[str, str], list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault((_NUMBER.sub("#", problem.what), problem.todo), []).append(problem)
+    lines = []
+    for (_, todo), alike in kinds.items():
+        if len(alike) == 1:
+            lines.append(str(alike[0]))
+            continue
+        examples = ", ".join(problem.where for problem in alike[:_EXAMPLES])
+        more = ", ..." if len(alike) > _EXAMPLES else ""
+        lines.append(f"{len(alike)} files ({examples}{more}): {alike[0].what}; {todo}")
+    return tuple(lines)
 
 
 class Capture2MeshError(Exception):

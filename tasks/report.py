@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.geometry.surface_distance import SurfaceDistance
 from tasks.inference.reconstruction import RegistrationSummary
 from tasks.progress import StageTiming
 from tasks.store.location import FileEntry
@@ -47,6 +48,19 @@ class EngineSummary(BaseModel):
     """Every parameter of the run."""
 
 
+class SensorSummary(BaseModel):
+    """The depth sensor, as far as the depth maps tell. All in metres."""
+
+    depth_step_m: float
+    """Step between two depth values, at the object."""
+    noise_m: float
+    """Standard deviation of a reading, at the object."""
+    noise_m_at_1m: float
+    """Standard deviation of a reading at a distance of 1 m."""
+    spread_m: float
+    """Standard deviation of one view's surface from another's, after smoothing: sensor and cameras together."""
+
+
 class MeshSummary(BaseModel):
     """The published mesh, measured on the loaded GLB. Welded: with vertices of the same position merged."""
 
@@ -74,6 +88,10 @@ class MeshSummary(BaseModel):
     """Size along x, y and z in the capture's frame (z is up), metres if `metric`."""
     metric: bool
     """False if the size of the object is not known."""
+    export_error: SurfaceDistance | None = None
+    """Distance of the mesh from the dense surface, both ways; None if an engine's own exporter removed the faces."""
+    invented_share: float | None = None
+    """Share of the closed surface that no view saw, 0 to 1; None if the engine does not say it."""
 
 
 class Check(BaseModel):
@@ -106,6 +124,10 @@ class Report(BaseModel):
     """The engine that made the geometry."""
     weights: Weights | None = None
     """The weights that the engine loaded; None for an engine without weights."""
+    sensor: SensorSummary | None = None
+    """The depth sensor; None if the engine does not use depth."""
+    subject: str = ""
+    """What the mesh is of, and how that was decided; empty if the engine does not say it."""
     mesh: MeshSummary
     """Measurements of the mesh."""
     registration: RegistrationSummary | None = None
@@ -116,6 +138,8 @@ class Report(BaseModel):
     """`normal`, `warning`, or `failure`: published for inspection only."""
     checks: tuple[Check, ...]
     """All checks of the run."""
+    warnings: tuple[str, ...] = ()
+    """What a person should know about the capture, one line for each kind."""
     stages: tuple[StageTiming, ...]
     """The stages before `publish`, in the order in which they ended."""
     outputs: tuple[FileEntry, ...]

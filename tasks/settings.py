@@ -128,15 +128,29 @@ class Limits(_Parameters):
         le=1,
         description="At least; checked if there is depth. 0 to 1.",
     )
-    captured_distance: float = Field(
-        0.05,
+    captured_distance: float | None = Field(
+        None,
         title="Near, as a share of the diagonal",
         gt=0,
         le=1,
-        description="A captured point is near the mesh within this share of the diagonal of the mesh's bounding box.",
+        description="How close to the mesh a captured point is near. None: by the sensor's noise and the voxels.",
     )
     max_components: int = Field(1, title="Components", ge=1, description="Separate pieces at most.")
     max_degenerate_faces: int = Field(0, title="Degenerate faces", ge=0, description="Faces without area at most.")
+    max_invented_share: float = Field(
+        0.15,
+        title="Surface that no view saw",
+        ge=0,
+        le=1,
+        description="Share of the closed surface at most that no view saw. 0 to 1.",
+    )
+    texture_coverage_floor: float = Field(
+        0.3,
+        title="Floor: texture seen by a view",
+        ge=0,
+        le=1,
+        description="Share of the texture at least, else the mesh is rejected. 0 to 1.",
+    )
     min_texture_coverage: float = Field(
         0.9,
         title="Texture seen by a view",

@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
+
+from tasks.capture import masks
+from tasks.capture.images import decode_picture
 from tasks.capture.layout import digest, pair
 from tasks.capture.listing import ListedFile, Listing, list_capture
 from tasks.capture.views import View, load_views
@@ -55,6 +59,13 @@ class Capture(StoredResult):
     def views(self, names: Sequence[str] | None = None) -> list[View]:
         """The decoded views, all or those named."""
         return load_views([entry.path for entry in self.files], self.read, names)
+
+    def sharpness(self, name: str) -> float:
+        """Sharpness of a view's whole image, as `masks.sharpness` measures it."""
+        layout = pair(entry.path for entry in self.files)
+        path = next(view.image for view in layout.views if view.name == name)
+        image = decode_picture(path, self.read(path), settings().max_pixels).rgb
+        return masks.sharpness(image, np.ones(image.shape[:2], bool))
 
     @contextmanager
     def in_scratch(self) -> Iterator[None]:

@@ -9,10 +9,33 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from tasks.capture.capture_checks import Needs
+from tasks.capture.subject import Subject
 from tasks.capture.views import View
 from tasks.settings import ExporterName, InferParameters
+
+
+class SurfaceFacts(BaseModel):
+    """What an engine measured on the depth maps and on the surface that it made of them. All in metres."""
+
+    model_config = ConfigDict(frozen=True)
+
+    subject: Subject
+    """The part of the scene that the surface is of."""
+    depth_step_m: float
+    """Step between two values of the depth maps, at the object."""
+    noise_m: float
+    """Standard deviation of a depth reading, at the object."""
+    noise_m_at_1m: float
+    """The same at a distance of 1 m."""
+    spread_m: float
+    """Standard deviation of one view's surface from another's, once smoothed: what sensor and cameras leave."""
+    voxel_m: float
+    """Size of the voxels."""
+    invented_share: float
+    """Share of the closed surface that no view saw, 0 to 1; 0 for an open surface."""
 
 
 class Output(Protocol):
@@ -46,6 +69,11 @@ class Output(Protocol):
     @property
     def to_capture(self) -> NDArray[np.float64] | None:
         """4x4 similarity to the capture's frame (metres); None if the engine does not know it."""
+        ...
+
+    @property
+    def surface(self) -> SurfaceFacts | None:
+        """What was measured on the surface; None if nothing was."""
         ...
 
     def to_safetensors(self) -> bytes:

@@ -5,7 +5,7 @@ Its result, `Reconstruction`, is read by the stages of `tasks.mesh`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tasks.capture.stage_capture import Capture
 from tasks.capture.views import View
 from tasks.errors import InferenceInterrupted, StorageUnavailable
 from tasks.geometry.registration import register
-from tasks.inference.engine import Output
+from tasks.inference.engine import Output, SurfaceFacts
 from tasks.inference.registry import ENGINES, EngineChoice
 from tasks.progress import progress_artifact
 from tasks.settings import InferParameters
@@ -77,6 +77,8 @@ class Reconstruction(StoredResult):
     registration: RegistrationSummary | None
     """How `to_capture` was found; None if the engine works in the capture's frame, or the capture has no cameras and
     depth to register to."""
+    surface: SurfaceFacts | None = None
+    """What the engine measured on the surface; None if it measures nothing."""
 
     def safetensors(self) -> bytes:
         """The engine's output (`Output.to_safetensors`), read from the store."""
@@ -92,11 +94,12 @@ class Reconstruction(StoredResult):
         return None if self.to_capture is None else np.array(self.to_capture)
 
 
-def spread(names: Sequence[str], limit: int | None) -> tuple[str, ...]:
-    """Choose at most `limit` of the views, evenly spread."""
+def chosen(names: Sequence[str], limit: int | None, sharpness: Callable[[str], float]) -> tuple[str, ...]:
+    """Choose at most `limit` of the views: the sharpest one of each of so many equal parts of the capture."""
     if limit is None or limit >= len(names):
         return tuple(names)
-    return tuple(names[index] for index in np.linspace(0, len(names), limit, endpoint=False).astype(int))
+    parts = np.array_split(np.array(names, object), limit)
+    return tuple(max(part, key=sharpness) for part in parts)
 
 
 def _infer_key(capture: Capture, engine: EngineChoice, parameters: InferParameters, weights: Weights | None) -> Any:
@@ -107,7 +110,7 @@ def _infer_key(capture: Capture, engine: EngineChoice, parameters: InferParamete
 
 @stage(
     key=_infer_key,
-    version="1",
+    version="2",
     tags=("inference",),
     **retried(INFER_RETRIES, StorageUnavailable, InferenceInterrupted),
 )
@@ -117,7 +120,7 @@ def infer(
     """Run the engine on the capture's views and show its progress."""
     runs = ENGINES[engine.name]
     limits = [limit for limit in (parameters.views, runs.most_views(parameters)) if limit is not None]
-    names = spread(capture.view_names, min(limits, default=None))
+    names = chosen(capture.view_names, min(limits, default=None), capture.sharpness)
     with progress_artifact("infer") as progress:
         views = capture.views(names)
         output = runs.reconstruct(views, parameters, progress)
@@ -131,6 +134,7 @@ def infer(
         views_asked=len(names),
         to_capture=None if to_capture is None else tuple(map(tuple, to_capture.tolist())),
         registration=registration,
+        surface=output.surface,
         reusable=not output.reduced,  # with more free memory the next run can use all views
     )
 

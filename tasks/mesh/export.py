@@ -15,8 +15,11 @@ from trimesh.visual.texture import TextureVisuals
 
 from tasks.capture.stage_capture import Capture
 from tasks.errors import ExportFailed, InputError
-from tasks.geometry.mesh_repair import repair, simplify, solidify
+from tasks.geometry.simplification import simplify, simplify_open
+from tasks.geometry.solids import solidify
+from tasks.geometry.surface_distance import SurfaceDistance
 from tasks.geometry.texture import Unwrapped, VertexColours, bake, unwrap, vertex_normals
+from tasks.inference.engine import SurfaceFacts
 from tasks.inference.reconstruction import Reconstruction
 from tasks.inference.registry import ENGINES, EngineChoice, require_engine
 from tasks.settings import ExporterName, ExportParameters
@@ -44,6 +47,14 @@ class Mesh(StoredResult):
     """Share of the surface's texels that a view saw, 0 to 1; None if the texture is not made from the views."""
     metric: bool
     """True if it is in the capture's frame and in metres; False if its size is unknown."""
+    export_error: SurfaceDistance | None = None
+    """Distance from the dense surface; None, as the next two, if the engine's own exporter removed the faces."""
+    export_limit_m: float | None = None
+    """What the 99.9th percentile of that distance should not exceed, in metres."""
+    face_budget: int | None = None
+    """Number of faces that was asked for."""
+    surface: SurfaceFacts | None = None
+    """What the engine measured on the surface; None if it measures nothing."""
 
     def glb(self) -> bytes:
         """`mesh.glb`, read from the store."""
@@ -68,7 +79,7 @@ def _export_key(reconstruction: Reconstruction, capture: Capture, parameters: Ex
     return [reconstruction.key, reconstruction.views, parameters]
 
 
-@stage(key=_export_key, version="1", **retried(EXPORT_RETRIES))
+@stage(key=_export_key, version="2", **retried(EXPORT_RETRIES))
 def export_glb(folder: Path, reconstruction: Reconstruction, capture: Capture, parameters: ExportParameters) -> Mesh:
     """Make the textured GLB: by our own steps (native), or by the engine's exporter in its model's process."""
     if exports_in_process(reconstruction.engine, parameters):
@@ -82,6 +93,10 @@ def export_glb(folder: Path, reconstruction: Reconstruction, capture: Capture, p
         texture_px=parameters.texture_px,
         texture_coverage=exported.coverage,
         metric=reconstruction.to_capture is not None,
+        export_error=exported.error,
+        export_limit_m=exported.limit,
+        face_budget=parameters.faces if exported.error else None,
+        surface=reconstruction.surface,
     )
 
 
@@ -93,6 +108,8 @@ class _Exported:
     texture: NDArray[np.uint8]  # (px, px, 3) sRGB
     coverage: float | None  # as Mesh.texture_coverage
     decimated_by: str
+    error: SurfaceDistance | None = None
+    limit: float | None = None
 
 
 def _native(reconstruction: Reconstruction, capture: Capture, parameters: ExportParameters) -> _Exported:
@@ -104,17 +121,22 @@ def _native(reconstruction: Reconstruction, capture: Capture, parameters: Export
     geometry, to_capture = reconstruction.geometry(), reconstruction.similarity()
     dense = in_capture_frame(geometry.vertices, to_capture)
     colours = None if geometry.colours is None else VertexColours(dense, geometry.colours)
+    surface = reconstruction.surface
+    subject, noise = (None, 0.0) if surface is None else (surface.subject, surface.spread_m)
     try:
-        if ENGINES[reconstruction.engine.name].closed:
-            vertices, faces = repair(*simplify(dense, geometry.faces, parameters.faces))
+        solid = (dense, geometry.faces)
+        if not ENGINES[reconstruction.engine.name].closed:
+            solid = solidify(*solid, parameters.faces)
+        if subject is not None and subject.kind == "surface":
+            simplified = simplify_open(*solid, parameters.faces, noise)
         else:
-            vertices, faces = solidify(dense, geometry.faces, parameters.faces)
+            simplified = simplify(*solid, parameters.faces, noise)
     except ValueError as error:
         raise ExportFailed(f"{capture.id}: {error}") from error
-    unwrapped = unwrap(vertices, faces, parameters.texture_px)
-    views = [] if to_capture is None else capture.views(reconstruction.views)
+    unwrapped = unwrap(simplified.vertices, simplified.faces, parameters.texture_px)
+    views = [] if to_capture is None else [view.of(subject) for view in capture.views(reconstruction.views)]
     texture, coverage = bake(unwrapped, views, parameters.texture_px, colours)
-    return _Exported(unwrapped, texture, coverage, FAST_SIMPLIFICATION)
+    return _Exported(unwrapped, texture, coverage, FAST_SIMPLIFICATION, simplified.error, simplified.limit)
 
 
 def _in_process(reconstruction: Reconstruction, parameters: ExportParameters) -> _Exported:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.capture.capture_checks import CaptureReport
 from tasks.capture.stage_capture import Capture
-from tasks.errors import StorageUnavailable, storage_errors
+from tasks.errors import StorageUnavailable, grouped, storage_errors
 from tasks.geometry.registration import MIN_INLIERS
 from tasks.inference.reconstruction import Reconstruction
 from tasks.inference.registry import EngineChoice
@@ -21,7 +21,7 @@ from tasks.mesh.convert import Formats
 from tasks.mesh.export import Mesh
 from tasks.mesh.validate import MeshReport
 from tasks.progress import StageTiming
-from tasks.report import CaptureSummary, Check, EngineSummary, Report, status_of
+from tasks.report import CaptureSummary, Check, EngineSummary, Report, SensorSummary, status_of
 from tasks.settings import PIPELINE_VERSION, Parameters
 from tasks.stage import retried, step
 from tasks.store.local_files import locked, take_place, working_folder, write_atomically
@@ -80,6 +80,7 @@ class Results(BaseModel):
     def report(self, parameters: Parameters, stages: tuple[StageTiming, ...]) -> Report:
         """Make the content of report.json."""
         checks = (*self.mesh_report.checks, *self._checks())
+        surface = self.reconstruction.surface
         return Report(
             capture=CaptureSummary(
                 id=self.capture.id,
@@ -91,10 +92,13 @@ class Results(BaseModel):
             ),
             engine=EngineSummary(**self.engine.model_dump(), parameters=parameters.model_dump(mode="json")),
             weights=self.reconstruction.weights,
+            sensor=None if surface is None else SensorSummary.model_validate(surface, from_attributes=True),
+            subject="" if surface is None else f"{surface.subject.kind}: {surface.subject.reason}",
             mesh=self.mesh_report.mesh,
             registration=self.reconstruction.registration,
             status=status_of(checks),
             checks=checks,
+            warnings=(*grouped(self.capture_report.warnings), *self._warnings()),
             stages=stages,
             outputs=self.outputs,
         )
@@ -113,6 +117,18 @@ class Results(BaseModel):
             if any(entry.path == path for entry in result.outputs)
         )
         return store().read(owner, path)
+
+    def _warnings(self) -> list[str]:
+        """What a person should know beside the capture's own warnings."""
+        used = set(self.reconstruction.views)
+        missed = [name for name in self._asked if name not in used]
+        if not missed or len(missed) != self.reconstruction.views_asked - len(used):
+            return []
+        return [f"{len(missed)} view(s) do not show the subject and were left out: {', '.join(missed)}"]
+
+    @property
+    def _asked(self) -> tuple[str, ...]:
+        return self.capture.view_names
 
     def _checks(self) -> list[Check]:
         warnings = len(self.capture_report.warnings)

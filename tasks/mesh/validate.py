@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 from tasks.capture.stage_capture import Capture
 from tasks.capture.views import View
 from tasks.geometry.render import preview
+from tasks.inference.engine import SurfaceFacts
 from tasks.mesh.convert import load_glb
 from tasks.mesh.export import CAPTURE_TO_GLTF, Mesh
 from tasks.report import Check, MeshSummary
@@ -31,7 +32,12 @@ SHEET_PX = 300
 SHEET_JPEG_QUALITY = 85
 # A box has no more than these
 PLACEHOLDER_VERTICES, PLACEHOLDER_FACES = 8, 12
+# A captured point is near the mesh within so many standard deviations of its noise, and so many voxels
+NEAR_SIGMAS, NEAR_VOXELS = 3.0, 2.0
+# The same as a share of the diagonal, if the engine measures no noise
+UNMEASURED_NEAR = 0.05
 _POINTS_PER_VIEW = 1000
+_VIEWS_AT_ONCE = 8
 _THREADS = 2
 _SURFACE_SAMPLES = 100_000
 
@@ -62,6 +68,8 @@ def measure(glb: bytes, mesh: Mesh) -> tuple[trimesh.Trimesh, MeshSummary]:
         texture_coverage=mesh.texture_coverage,
         extent_m=tuple(np.nan_to_num(np.abs(CAPTURE_TO_GLTF.T @ loaded.extents)).round(6).tolist()),
         metric=mesh.metric,
+        invented_share=None if mesh.surface is None else round(mesh.surface.invented_share, 4),
+        export_error=mesh.export_error,
     )
 
 
@@ -95,7 +103,11 @@ def captured_points(views: list[View]) -> NDArray[np.float32]:
 
 
 def checks_of(
-    loaded: trimesh.Trimesh, summary: MeshSummary, points: NDArray[np.float32], limits: Limits
+    loaded: trimesh.Trimesh,
+    summary: MeshSummary,
+    points: NDArray[np.float32],
+    limits: Limits,
+    surface: SurfaceFacts | None = None,
 ) -> tuple[Check, ...]:
     """Make every check; those of the floor come first. points: as from `captured_points`; may be empty."""
 
@@ -121,16 +133,41 @@ def checks_of(
         holds("not_a_placeholder", solid, floor=True),
     ]
     if len(points) and diagonal > 0:
-        share = captured_share(loaded, points, limits.captured_distance * diagonal)
+        share = captured_share(loaded, points, near_distance(surface, diagonal, limits))
         checks.append(at_least("captured_share", round(share, 4), limits.captured_share, floor=True))
-    checks += [
-        holds("watertight", summary.watertight),
-        at_most("components", summary.components, limits.max_components),
-        at_most("degenerate_faces", summary.degenerate_faces, limits.max_degenerate_faces),
-    ]
     if summary.texture_coverage is not None:
-        checks.append(at_least("texture_coverage", summary.texture_coverage, limits.min_texture_coverage))
+        seen = summary.texture_coverage
+        checks.append(at_least("texture_floor", seen, limits.texture_coverage_floor, floor=True))
+        checks.append(at_least("texture_coverage", seen, limits.min_texture_coverage))
+    if surface is None or surface.subject.kind == "object":
+        checks.append(holds("watertight", summary.watertight))
+        checks.append(at_most("components", summary.components, limits.max_components))
+    checks.append(at_most("degenerate_faces", summary.degenerate_faces, limits.max_degenerate_faces))
+    if summary.invented_share is not None:
+        checks.append(at_most("invented_share", summary.invented_share, limits.max_invented_share))
     return tuple(checks)
+
+
+def near_distance(surface: SurfaceFacts | None, diagonal: float, limits: Limits) -> float:
+    """Distance in metres at which a captured point is near the mesh: by the sensor's noise and the voxels.
+
+    If nothing was measured, or a limit is given, it is a share of the diagonal.
+    """
+    if surface is None or limits.captured_distance is not None:
+        return (limits.captured_distance or UNMEASURED_NEAR) * diagonal
+    noise = float(np.hypot(surface.noise_m, surface.spread_m))
+    return NEAR_SIGMAS * noise + NEAR_VOXELS * surface.voxel_m
+
+
+def simplification_checks(mesh: Mesh, summary: MeshSummary) -> tuple[Check, ...]:
+    """True to the dense surface within the sensor's noise, and with no more faces than were asked for."""
+    if mesh.export_error is None or mesh.export_limit_m is None or mesh.face_budget is None:
+        return ()
+    error, limit, budget = mesh.export_error.p999_m, mesh.export_limit_m, mesh.face_budget
+    return (
+        Check(name="export_error", passed=error <= limit, value=round(error, 6), limit=round(limit, 6)),
+        Check(name="faces", passed=summary.faces <= budget, value=summary.faces, limit=budget),
+    )
 
 
 def has_appearance(mesh: trimesh.Trimesh) -> bool:
@@ -141,15 +178,19 @@ def has_appearance(mesh: trimesh.Trimesh) -> bool:
 
 
 def _mesh_key(mesh: Mesh, capture: Capture, limits: Limits) -> Any:
-    return [mesh.outputs, mesh.texture_coverage, mesh.metric, capture.digest, limits]
+    return [mesh.outputs, mesh.texture_coverage, mesh.metric, mesh.surface, mesh.export_error, capture.digest, limits]
 
 
-@stage(key=_mesh_key, version="1")
+@stage(key=_mesh_key, version="2")
 def validate_mesh(folder: Path, mesh: Mesh, capture: Capture, limits: Limits) -> MeshReport:
     """Measure, check and render the mesh; a mesh below the floor is a result, not an error."""
     loaded, summary = measure(mesh.glb(), mesh)
-    points = captured_points(capture.views()) if mesh.metric else np.empty((0, 3), np.float32)
-    checks = checks_of(loaded, summary, points, limits)
+    subject = None if mesh.surface is None else mesh.surface.subject
+    names = capture.view_names if mesh.metric else ()
+    batches = [names[start : start + _VIEWS_AT_ONCE] for start in range(0, len(names), _VIEWS_AT_ONCE)]
+    found = [captured_points([view.of(subject) for view in capture.views(batch)]) for batch in batches]
+    points = np.concatenate([*found, np.empty((0, 3), np.float32)])
+    checks = checks_of(loaded, summary, points, limits, mesh.surface) + simplification_checks(mesh, summary)
     (folder / "previews").mkdir()
     pictures: list[Image.Image] = []
     if np.isfinite(loaded.vertices).all():

@@ -22,8 +22,9 @@ from scipy.spatial import cKDTree
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tasks.geometry.mesh_repair import repair, simplify, solidify
 from tasks.geometry.render import sample_texture
+from tasks.geometry.simplification import simplify
+from tasks.geometry.solids import repair, solidify
 from tasks.geometry.texture import Unwrapped, VertexColours, bake, unwrap
 from tasks.mesh.export import glb_of
 from tests.synthetic import OBJECT_CENTRE, OBJECT_HALF, Points, bowl, chamfer, field_mesh, pattern
@@ -114,8 +115,10 @@ def timed(step: str, work: Callable[[], Result]) -> Result:
 
 def export(dense: Dense) -> tuple[Unwrapped, NDArray[np.uint8], bytes]:
     """What export_glb does for such a mesh when there are no cameras."""
-    surface = timed("  solidify", lambda: solidify(dense.vertices, dense.faces, FACES))
-    unwrapped = timed("  unwrap", lambda: unwrap(*surface, TEXTURE_PX))
+    solid = timed("  solidify", lambda: solidify(dense.vertices, dense.faces, FACES))
+    surface = timed("  simplify", lambda: simplify(*solid, FACES))
+    print(f"  export error {surface.error}")
+    unwrapped = timed("  unwrap", lambda: unwrap(surface.vertices, surface.faces, TEXTURE_PX))
     colours = VertexColours(dense.vertices, dense.colours)
     texture, _ = timed("  bake", lambda: bake(unwrapped, (), TEXTURE_PX, colours))
     return unwrapped, texture, timed("  GLB", lambda: glb_of(unwrapped, texture))
@@ -140,9 +143,9 @@ def main() -> None:
     dense = dense_mesh()
     print(f"dense: {len(dense.vertices)} vertices, {len(dense.faces)} faces")
     unwrapped, texture, glb = timed("native export", lambda: export(dense))
-    plain = timed("simplify and repair alone", lambda: repair(*simplify(dense.vertices, dense.faces, FACES)))
+    repaired = timed("repair alone", lambda: repair(dense.vertices, dense.faces))
     describe("native export", unwrapped.vertices, unwrapped.faces, dense.whole)
-    describe("simplify and repair alone", *plain, dense.whole)
+    describe("repair alone", *repaired, dense.whole)
     errors = colour_error(unwrapped, texture)
     print(f"colours: median error {np.median(errors):.1f}, 99th percentile {np.percentile(errors, 99):.1f} of 255")
     for path in sys.argv[1:]:

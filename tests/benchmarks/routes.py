@@ -14,8 +14,8 @@ from trimesh.visual.material import PBRMaterial
 from trimesh.visual.texture import TextureVisuals
 
 from tasks.capture.views import View, load_views
-from tasks.geometry.mesh_repair import repair, simplify
 from tasks.geometry.render import RayScene, render
+from tasks.geometry.simplification import simplify
 from tasks.geometry.texture import bake, unwrap
 from tasks.inference.fusion.fuse import fuse
 from tasks.settings import FusionParameters
@@ -65,11 +65,9 @@ def our_route(views: Sequence[View]) -> tuple[trimesh.Trimesh, dict[str, float]]
 
     surface = fuse(views, FusionParameters(), lambda _: None)
     lap("fuse")
-    surface = simplify(*surface, FACES)
+    simplified = simplify(*surface, FACES)
     lap("simplify")
-    surface = repair(*surface)
-    lap("repair")
-    unwrapped = unwrap(*surface, TEXTURE_PX)
+    unwrapped = unwrap(simplified.vertices, simplified.faces, TEXTURE_PX)
     lap("unwrap")
     texture, _ = bake(unwrapped, views, TEXTURE_PX)
     lap("bake")

@@ -7,8 +7,11 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import trimesh
+from numpy.typing import NDArray
 
-from tasks.geometry.mesh_repair import Faces, Vertices, sheets, solidify, volume, weld, winding_number, without_crumbs
+from tasks.geometry.mesh_repair import Faces, Vertices, sheets, volume, weld, winding_number, without_crumbs
+from tasks.geometry.simplification import simplify
+from tasks.geometry.solids import solidify
 from tests.benchmarks.native_export import Dense, dense_mesh
 from tests.synthetic import chamfer
 
@@ -23,7 +26,12 @@ def dense() -> Dense:
 
 @lru_cache
 def solid() -> tuple[Vertices, Faces]:
-    return solidify(dense().vertices, dense().faces, FACES)
+    return within(dense().vertices, dense().faces, FACES)
+
+
+def within(vertices: NDArray[np.floating], faces: NDArray[np.integer], budget: int) -> tuple[Vertices, Faces]:
+    simplified = simplify(*solidify(vertices, faces, budget), budget)
+    return simplified.vertices, simplified.faces
 
 
 def as_mesh(vertices: Vertices, faces: Faces) -> trimesh.Trimesh:
@@ -37,7 +45,7 @@ def ball(radius: float, subdivisions: int = 4) -> trimesh.Trimesh:
 
 def solidified(*parts: trimesh.Trimesh, budget: int = 2000) -> trimesh.Trimesh:
     soup = trimesh.util.concatenate(parts)
-    return as_mesh(*solidify(soup.vertices, soup.faces, budget))
+    return as_mesh(*within(soup.vertices, soup.faces, budget))
 
 
 def test_defective_mesh_becomes_one_closed_outward_piece() -> None:
@@ -67,14 +75,14 @@ def test_an_inner_side_of_more_area_than_the_outer_one_goes() -> None:
 
 
 def test_result_has_the_same_bytes_again() -> None:
-    again = solidify(dense().vertices, dense().faces, FACES)
+    again = within(dense().vertices, dense().faces, FACES)
     assert all(a.tobytes() == b.tobytes() for a, b in zip(solid(), again, strict=True))
     assert again[0].dtype == np.float32 and again[1].dtype == np.int32
 
 
 @pytest.mark.parametrize("scale", [0.01, 100.0])
 def test_result_does_not_depend_on_the_unit(scale: float) -> None:
-    mesh = as_mesh(*solidify(dense().vertices * np.float32(scale), dense().faces, FACES))
+    mesh = as_mesh(*within(dense().vertices * np.float32(scale), dense().faces, FACES))
     mesh.apply_scale(1 / scale)
     assert mesh.is_watertight and mesh.body_count == 1 and len(mesh.faces) <= FACES
     assert chamfer(mesh, dense().whole, 5000) < 0.001 * np.linalg.norm(dense().whole.extents)

@@ -33,6 +33,7 @@ from tasks.settings import FusionParameters
 
 FUSION_VERSION = "3"
 MIN_VIEWS = 3  # with fewer, most of the object would be a guess
+MOST_VIEWS = 150  # more cost memory (about 12 MB each at 640 x 480) and add little
 
 THREADS = 2
 # Points worked on at once: fits the caches, and is too few for OpenBLAS to start threads of its own in each of ours
@@ -60,6 +61,10 @@ class FusedSurface:
     """Metres by which two views contradict each other after smoothing: sensor and cameras together"""
     voxel_m: float
     """Size of the voxels, metres"""
+    distance_m: float
+    """Typical distance of the surface from the cameras, metres"""
+    views: tuple[str, ...]
+    """Names of the views that see it, in their order"""
     invented_share: float
     """Share of the closed surface's area that no view saw, 0..1; 0 for an open surface, which has no such part"""
 
@@ -75,10 +80,18 @@ def fuse(views: Sequence[View], parameters: FusionParameters, progress: Callable
     sensor = measured_noise([view.depth for view in views if view.depth is not None])
     subject = _subject(views, sensor, parameters)
     with ThreadPoolExecutor(THREADS) as pool:
-        cut = pool.map(lambda view: cut_out(view.of(subject)), views)
+        cut = list(pool.map(lambda view: cut_out(view.of(subject)), views))
         maps = [depth_map for depth_map in cut if depth_map is not None and depth_map.depth.any()]
-        if not maps:
-            raise InferenceFailed("fusion: no view has a depth reading on the object; check masks and depth maps")
+        names = tuple(
+            view.name
+            for view, depth_map in zip(views, cut, strict=True)
+            if depth_map is not None and depth_map.depth.any()
+        )
+        if len(maps) < MIN_VIEWS:
+            raise InferenceFailed(
+                f"fusion: {len(maps)} of {len(views)} views have a depth reading on the object, {MIN_VIEWS} are needed;"
+                f" check masks, bounds and depth maps (subject: {subject.reason})"
+            )
         centre = _rough_centre(maps)
         maps = [replace(depth_map, camera=_moved(depth_map.camera, -centre)) for depth_map in maps]
         floor = (
@@ -108,7 +121,8 @@ def fuse(views: Sequence[View], parameters: FusionParameters, progress: Callable
         raise InferenceFailed("fusion: the views leave no solid; check that depth, masks and cameras agree") from error
     progress(1.0)
     vertices = (vertices + centre).astype(np.float32)
-    return FusedSurface(vertices, faces, subject, sensor, spread, grid.voxel, invented)
+    distance = float(np.median([depth_map.distance for depth_map in maps]))
+    return FusedSurface(vertices, faces, subject, sensor, spread, grid.voxel, distance, names, invented)
 
 
 def _subject(views: Sequence[View], sensor: DepthNoise, parameters: FusionParameters) -> Subject:

@@ -11,8 +11,8 @@ from safetensors.numpy import save
 
 from tasks.capture.capture_checks import Needs
 from tasks.capture.views import View
-from tasks.inference.engine import Engine
-from tasks.inference.fusion.fuse import FUSION_VERSION, MIN_VIEWS, fuse
+from tasks.inference.engine import Engine, SurfaceFacts
+from tasks.inference.fusion.fuse import FUSION_VERSION, MIN_VIEWS, MOST_VIEWS, fuse
 from tasks.settings import ExporterName, InferParameters
 
 
@@ -26,6 +26,8 @@ class Fused:
     """(m, 3)"""
     views: tuple[str, ...]
     """Names of the views that were fused"""
+    surface: SurfaceFacts
+    """What was measured"""
     colours = None
     reduced = False
     to_capture = np.eye(4)
@@ -48,10 +50,19 @@ class Fusion(Engine):
         return None
 
     def most_views(self, parameters: InferParameters) -> int | None:
-        return None
+        return MOST_VIEWS
 
     def reconstruct(
         self, views: Sequence[View], parameters: InferParameters, progress: Callable[[float], None]
     ) -> Fused:
-        vertices, faces = fuse(views, parameters.fusion, progress)
-        return Fused(vertices, faces, tuple(view.name for view in views))
+        fused = fuse(views, parameters.fusion, progress)
+        facts = SurfaceFacts(
+            subject=fused.subject,
+            depth_step_m=float(fused.sensor.step_at(fused.distance_m)),
+            noise_m=float(fused.sensor.at(fused.distance_m)),
+            noise_m_at_1m=float(fused.sensor.at(1.0)),
+            spread_m=fused.spread_m,
+            voxel_m=fused.voxel_m,
+            invented_share=fused.invented_share,
+        )
+        return Fused(fused.vertices, fused.faces, fused.views, facts)

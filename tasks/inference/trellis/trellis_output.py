@@ -38,6 +38,7 @@ class TrellisOutput:
     measured: dict[str, float] = field(default_factory=dict)
     """Seconds by step, and `peak_gib`, the most GPU memory in use. Not stored."""
     to_capture = None  # the model does not know where the object lies in the capture's frame
+    surface = None  # nor does it measure anything
 
     @property
     def colours(self) -> NDArray[np.float32] | None:
