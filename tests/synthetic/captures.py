@@ -76,22 +76,31 @@ def write_capture(
     """Writes views, 16-bit depth maps and a transforms.json in the nerfstudio convention."""
     for name in ("views", "depth"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    frames = []
-    for index, (camera, view, depth) in enumerate(zip(cameras, renderings, depths, strict=True)):
-        name = f"view_{index:03d}.png"
+    names = [f"view_{index:03d}.png" for index in range(len(cameras))]
+    for name, view, depth in zip(names, renderings, depths, strict=True):
         coverage = (view.mask * 255).astype(np.uint8)
         Image.fromarray(np.dstack([view.image, coverage]) if alpha else view.image).save(folder / "views" / name)
         Image.fromarray(np.rint(depth / depth_scale).clip(0, 65535).astype(np.uint16)).save(folder / "depth" / name)
-        frames.append(
-            {
-                "file_path": f"views/{name}",
-                "depth_file_path": f"depth/{name}",
-                "transform_matrix": camera.camera_to_world.tolist(),
-            }
-        )
+    files = [(f"views/{name}", f"depth/{name}") for name in names]
+    write_transforms(folder, cameras, files, depth_scale)
+
+
+def write_transforms(
+    folder: Path,
+    cameras: Sequence[Camera],
+    files: Sequence[tuple[str, str]],
+    depth_scale: float,
+    bounds: NDArray[np.float64] | None = None,
+) -> None:
+    """Writes transforms.json for views and depth maps (their paths in the capture), all of one camera's intrinsics."""
+    frames = [
+        {"file_path": view, "depth_file_path": depth, "transform_matrix": camera.camera_to_world.tolist()}
+        for camera, (view, depth) in zip(cameras, files, strict=True)
+    ]
     first = cameras[0]
     intrinsics = {"w": first.width, "h": first.height} | {k: getattr(first, k) for k in ("fl_x", "fl_y", "cx", "cy")}
-    transforms = intrinsics | {"depth_unit_scale_factor": depth_scale, "frames": frames}
+    box = {} if bounds is None else {"bounds": bounds.tolist()}
+    transforms = intrinsics | {"depth_unit_scale_factor": depth_scale} | box | {"frames": frames}
     (folder / "transforms.json").write_text(json.dumps(transforms, indent=1) + "\n")
 
 
