@@ -5,7 +5,7 @@ Imports tasks.capture.camera and tasks.geometry.render; used by tests and benchm
 """
 
 from tests.synthetic.captures import SUPERSAMPLE, Truth, make_capture, write_capture
-from tests.synthetic.metrics import chamfer, f_score, glb_to_capture_frame, psnr
+from tests.synthetic.metrics import chamfer, colour_error, f_score, glb_to_capture_frame, psnr
 from tests.synthetic.shapes import (
     OBJECT_CENTRE,
     OBJECT_HALF,
@@ -29,6 +29,7 @@ __all__ = [
     "bowl",
     "cameras_around",
     "chamfer",
+    "colour_error",
     "f_score",
     "fibonacci_sphere",
     "field_mesh",

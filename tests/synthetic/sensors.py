@@ -153,7 +153,8 @@ class KinectV1(Sensor):
         rounding = self.depth_step(depth) ** 2 / 12
         before = np.sqrt(np.maximum(self.axial_sigma(depth, angle) ** 2 - rounding, 0))
         depth = _added(depth, before * _smooth_noise(rng, depth.shape, self.window))
-        lost = _fails(albedo * cosine, self.too_dark, rng) | _fails(np.pi / 2 - angle, _flat(self.too_flat), rng)
+        light = ndimage.gaussian_filter(albedo * cosine, self.window)  # a window bridges a thin dark line
+        lost = _fails(light, self.too_dark, rng) | _fails(np.pi / 2 - angle, _flat(self.too_flat), rng)
         return _in_disparity_steps(depth * ~lost, self.focal * self.baseline, self.disparity_step)
 
 
@@ -196,7 +197,8 @@ class RealSenseD435(Sensor):
 
     def measure(self, exact: Seen, rng: np.random.Generator) -> Map:
         shadow = hidden_from(exact, self.baseline, in_view=True)
-        lost = shadow | _fails(exact.albedo * exact.cosine, self.too_dark, rng)
+        light = ndimage.gaussian_filter(exact.albedo * exact.cosine, self.window)
+        lost = shadow | _fails(light, self.too_dark, rng)
         lost |= _fails(np.pi / 2 - exact.angle, _flat(self.too_flat), rng)
         lost |= _smooth_noise(rng, shadow.shape, 2 * self.window) > _one_sided(self.unmatched)
         depth = self._fattened(np.where(lost, np.float32(0), exact.depth), rng)
@@ -302,7 +304,7 @@ class TimeOfFlight(Sensor):
         error = multipath(exact, self.bounces, rng)
         error += self.cyclic * np.sin(2 * np.pi * depth * stretch / self.wavelength)
         error += self.sigma(depth, exact.albedo, exact.cosine) * rng.standard_normal(hit.shape, np.float32)
-        lost = _fails(amplitude, self.too_weak, rng) | (flying & (rng.random(hit.shape) < self.rejected))
+        lost = _fails(weight, self.too_weak, rng) | (flying & (rng.random(hit.shape) < self.rejected))
         return _added(depth, error / stretch) * ~lost
 
 
