@@ -14,14 +14,30 @@ from tasks.capture.camera import Camera
 from tasks.geometry.render import RayScene, depth_map, render
 
 
-def chamfer(published: trimesh.Trimesh, truth: trimesh.Trimesh, samples: int = 100_000) -> float:
-    """Mean of the two directed mean point-to-surface distances, in the meshes' unit."""
-    return float(np.mean([distances.mean() for distances in _surface_distances(published, truth, samples)]))
+def chamfer(
+    published: trimesh.Trimesh, truth: trimesh.Trimesh, samples: int = 100_000, *, above: float = -np.inf
+) -> float:
+    """Mean of the two directed mean point-to-surface distances, in the meshes' unit.
+
+    above: only points of either surface with a larger z are measured.
+    """
+    return float(np.mean([distances.mean() for distances in _surface_distances(published, truth, samples, above)]))
 
 
-def f_score(published: trimesh.Trimesh, truth: trimesh.Trimesh, threshold: float, samples: int = 100_000) -> float:
-    """Harmonic mean of precision and recall: shares of either surface within `threshold` of the other."""
-    precision, recall = (float((d <= threshold).mean()) for d in _surface_distances(published, truth, samples))
+def f_score(
+    published: trimesh.Trimesh,
+    truth: trimesh.Trimesh,
+    threshold: float,
+    samples: int = 100_000,
+    *,
+    above: float = -np.inf,
+) -> float:
+    """Harmonic mean of precision and recall: shares of either surface within `threshold` of the other.
+
+    above: only points of either surface with a larger z count.
+    """
+    distances = _surface_distances(published, truth, samples, above)
+    precision, recall = (float((d <= threshold).mean()) for d in distances)
     return 2 * precision * recall / max(precision + recall, np.finfo(float).tiny)
 
 
@@ -59,12 +75,13 @@ def glb_to_capture_frame(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
 
 
 def _surface_distances(
-    a: trimesh.Trimesh, b: trimesh.Trimesh, samples: int
+    a: trimesh.Trimesh, b: trimesh.Trimesh, samples: int, above: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Distances of points sampled on `a` to the surface of `b`, and the reverse, (samples,) each."""
+    """Distances of points sampled on `a` to the surface of `b`, and the reverse, at most (samples,) each."""
 
     def directed(source: trimesh.Trimesh, target: trimesh.Trimesh) -> NDArray[np.float64]:
         points, _ = trimesh.sample.sample_surface(source, samples, seed=0)
+        points = points[points[:, 2] > above]
         faces = np.ascontiguousarray(target.faces, np.int64)
         distances, _, _ = pcu.closest_points_on_mesh(np.ascontiguousarray(points), np.array(target.vertices), faces)
         return np.asarray(distances, np.float64)

@@ -283,6 +283,8 @@ class TimeOfFlight(Sensor):
     """Of the cyclic error, metres: a quarter of the 0.75 m that light modulated with 200 MHz tells apart."""
     bounces: int = 24
     """Rays per place that gather light from other surfaces."""
+    uncorrected: float = 1.0
+    """Share of the error by such light that the driver leaves; 1 = it corrects nothing."""
     too_weak: float = 0.02
     """Amplitude (albedo * cosine / z^2, z in metres) below which half of the readings are lost; ours."""
     rejected: float = 0.5
@@ -301,7 +303,7 @@ class TimeOfFlight(Sensor):
         mixed = ndimage.gaussian_filter(amplitude * exact.depth, self.spread) / np.maximum(weight, 1e-9)
         flying = np.abs(mixed - exact.depth) > EDGE_JUMP / 3 * exact.depth
         depth = np.where(hit, mixed, 0)
-        error = multipath(exact, self.bounces, rng)
+        error = self.uncorrected * multipath(exact, self.bounces, rng)
         error += self.cyclic * np.sin(2 * np.pi * depth * stretch / self.wavelength)
         error += self.sigma(depth, exact.albedo, exact.cosine) * rng.standard_normal(hit.shape, np.float32)
         lost = _fails(weight, self.too_weak, rng) | (flying & (rng.random(hit.shape) < self.rejected))
