@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.synthetic.sensors import Map
+from tests.synthetic.seen import Map
 
 
 @dataclass(frozen=True)

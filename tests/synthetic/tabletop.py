@@ -17,7 +17,8 @@ from tasks.geometry.render import Colours, Hits, RayScene, render
 from tests.data.make_sample import mug_scene
 from tests.synthetic.captures import SUPERSAMPLE, Truth, write_transforms
 from tests.synthetic.colour_camera import ColourCamera
-from tests.synthetic.sensors import Map, Sensor, seen
+from tests.synthetic.seen import Map, seen
+from tests.synthetic.sensors import Sensor
 from tests.synthetic.shapes import SHAPES, Points, pattern, shape_mesh, solid_colours
 from tests.synthetic.viewpoints import look_at
 

@@ -15,7 +15,8 @@ from tasks.geometry.render import RayScene
 from tests.synthetic import SHAPES
 from tests.synthetic.colour_camera import ColourCamera, linear
 from tests.synthetic.rooms import make_room_capture
-from tests.synthetic.sensors import SENSORS, KinectV1, PhoneLidar, RealSenseD435, Seen, Sensor, TimeOfFlight, seen
+from tests.synthetic.seen import Seen, seen
+from tests.synthetic.sensors import SENSORS, KinectV1, PhoneLidar, RealSenseD435, Sensor, TimeOfFlight
 from tests.synthetic.tabletop import OBJECTS, TABLE_RADIUS, make_sensor_capture
 
 GREY = 170  # sRGB
