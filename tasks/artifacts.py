@@ -15,6 +15,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 
 from tasks.capture.capture_checks import CaptureReport
 from tasks.capture.contact_sheet import CONTACT_SHEET
+from tasks.errors import grouped
 from tasks.report import Report
 from tasks.settings import settings
 from tasks.store.location import Location
@@ -30,7 +31,7 @@ def show_capture(name: str, report: CaptureReport) -> None:
         description=f"Views of **{name}**: {len(report.views)}, warnings: {len(report.warnings)}",
         table=[_row(view.model_dump()) for view in report.views],
     )
-    warnings = "\n".join(f"- {warning}" for warning in report.warnings)
+    warnings = "\n".join(f"- {warning}" for warning in grouped(report.warnings))
     sheet = _picture("input views", store().read(report, CONTACT_SHEET))
     create_markdown_artifact(
         key=artifact_key("views", name),

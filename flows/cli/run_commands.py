@@ -155,6 +155,10 @@ def _tell(published: Published) -> None:
     for check in report.checks:
         if not check.passed:
             typer.echo(f"  {check.name}: {check.value} (limit {check.limit})")
+    if report.subject:
+        typer.echo(f"  subject: {report.subject}")
+    for warning in report.warnings:
+        typer.echo(f"  warning: {warning}")
     for entry in report.outputs:
         typer.echo(f"  {published.url}/{entry.path}")
     typer.echo(f"  {published.url}/report.json")

@@ -28,7 +28,7 @@ from tasks.errors import CaptureRefused, Problem
 from tasks.store.location import FileEntry
 from tasks.store.results import StoredResult
 
-RULES_VERSION = "1"
+RULES_VERSION = "2"
 
 _THREADS = 2
 # Below this share of the capture's median sharpness a view looks blurred: on photographs a Gaussian blur of 1 pixel
@@ -112,6 +112,7 @@ def examine(
         (problems if needs.metric_depth else warnings).extend(view.depth_problems)
     facts = [view.facts for view in inspected if view.facts is not None]
     problems += [_relative(view) for view in facts if needs.metric_depth and view.relative_depth]
+    problems += _check_enough_show_the_object(facts, needs)
     copies, alike = _check_copies(facts)
     problems += copies
     warnings += alike + _check_blur(facts) + _check_same_camera(facts) + _check_meeting(facts)
@@ -161,6 +162,15 @@ def _check_names(layout: Layout, needs: Needs) -> list[Problem]:
         what = f"holds {len(layout.views)} view(s), the engine needs {needs.min_views}"
         problems.append(Problem(where=f"{VIEWS}/", what=what, todo="add PNG or JPEG views of the object"))
     return problems
+
+
+def _check_enough_show_the_object(facts: Sequence[Facts], needs: Needs) -> list[Problem]:
+    """Views that do not show the object are left out, as long as enough others are there."""
+    showing = sum(view.shows_object for view in facts)
+    if showing == len(facts) or showing >= needs.min_views:
+        return []
+    what = f"holds {showing} view(s) that show the object, of {len(facts)}; the engine needs {needs.min_views}"
+    return [Problem(where=f"{VIEWS}/", what=what, todo="check the masks, the depth maps and the bounds")]
 
 
 def _ignored(path: str) -> Problem:

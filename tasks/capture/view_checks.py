@@ -66,6 +66,8 @@ class Facts:
     """Equal for views with the same image and mask"""
     relative_depth: bool
     """True if the depth map gives no distances"""
+    shows_object: bool
+    """False if it has no depth reading on the object, or an empty mask"""
     object_point: NDArray[np.float64] | None
     """(3,) world metres, the middle of the object by depth and camera; None without one of them"""
     thumbnail: Thumbnail
@@ -114,6 +116,7 @@ def inspect(files: ViewFiles, cameras: Cameras, read: Reader) -> Inspection:
         camera=view.camera,
         fingerprint=_fingerprint(view),
         relative_depth=decoded.depth_map is not None and decoded.depth_map.metres is None,
+        shows_object=_misses(decoded) is None,
         object_point=None if wrong_camera else _object_point(view),
         thumbnail=thumbnail(view),
     )
@@ -121,13 +124,24 @@ def inspect(files: ViewFiles, cameras: Cameras, read: Reader) -> Inspection:
     if decoded.picture.orientation != 1:
         what = f"has EXIF orientation {decoded.picture.orientation}, which is not applied"
         inspection.warnings.append(Problem(where=files.image, what=what, todo="check that it was calibrated as stored"))
-    if not view.mask.any():
-        todo = "check its alpha channel, its depth map or the bounds"
-        inspection.problems.append(Problem(where=files.image, what="has no foreground", todo=todo))
+    if (missed := _misses(decoded)) is not None:
+        inspection.warnings.append(Problem(where=files.image, what=missed, todo="it is left out"))
     if depth_path is not None:
         inspection.depth_problems += _check_depth(depth_path, decoded)
         inspection.warnings += _suspect_depth(depth_path, decoded)
     return inspection
+
+
+def _misses(decoded: Decoded) -> str | None:
+    """Say why a view does not show the object, None if it does."""
+    view, depth_map = decoded.view, decoded.depth_map
+    if not view.mask.any():
+        return "shows nothing of the object: its mask is empty"
+    if depth_map is None or depth_map.metres is None or view.depth is None:
+        return None
+    if not depth_map.read.any():
+        return "has a depth map without a reading (all 0 or the largest number)"
+    return None if view.depth.any() else "has no depth reading on the object"
 
 
 def _check_camera(path: str, given: Intrinsics, camera: Camera) -> list[Problem]:
@@ -160,18 +174,11 @@ def _check_depth(path: str, decoded: Decoded) -> list[Problem]:
     if abs(columns - width * rows / height) > max(1.0, _ASPECT_TOLERANCE * columns):
         what = f"is {columns} x {rows} pixels, its view {width} x {height}: other proportions"
         return problem(what, "render or crop both to one field of view")
-    if not depth_map.read.any():
-        return problem("has no reading (all zero)", "export the depth again; 0 means no reading")
-    if depth_map.metres is None or view.depth is None:
+    if not depth_map.read.any() or depth_map.metres is None or view.depth is None:
         return []
     readings = depth_map.metres[depth_map.read]
     if depth_map.read.all() and np.ptp(readings) <= _FLAT_DEPTH * readings.max():
         return problem(f"is constant ({readings.max():g} m everywhere)", "export the depth again")
-    if not view.depth.any() and view.mask.any():
-        return problem("has no reading on the object", "check the view's alpha channel and the bounds")
-    if decoded.mask_from == "none":
-        what = "has readings everywhere: nothing separates the object from its surroundings"
-        return problem(what, f"cut the object out with alpha in the view, or give bounds in {TRANSFORMS}")
     low, high = _DEPTH_RANGE_M
     typical = float(np.median(view.depth[view.depth > 0])) if view.depth.any() else low
     if not low <= typical <= high:

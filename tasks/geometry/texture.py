@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import trimesh
@@ -18,6 +18,7 @@ from scipy.spatial import cKDTree
 
 from tasks.capture.camera import Camera
 from tasks.capture.views import View
+from tasks.geometry.exposure import solved_gains, to_linear, to_srgb
 from tasks.geometry.mesh_repair import face_normals
 from tasks.geometry.render import RayScene, depth_map
 
@@ -35,6 +36,9 @@ MIN_COSINE = 0.1  # views flatter than this on the surface do not paint it
 ANGLE_POWER = 8  # weight of a view: its cosine to this power; sharper keeps detail, softer hides seams
 EDGE_PIXELS = 5.0  # within this distance of a silhouette a view's weight falls to 0
 DEPTH_TOLERANCE = 2.0  # pixel footprints along the ray that a surface may lie behind the depth buffer and be seen
+STRAY_COLOUR = 40.0  # grey levels that a view may differ by from the others on one place
+GAIN_SAMPLES = 4000  # places that the exposures are compared at
+SAME_EXPOSURE = 0.005  # logarithm of gains below which nothing is changed
 NEAREST_SEEN = 8  # seen texels that give an unseen one its colour
 # Vertices of the dense mesh that give a texel its colour, by the inverse distance to this power: as near to its
 # interpolated colours as an exact search is, in a third of the time
@@ -144,6 +148,7 @@ def _from_views(
     starts = range(0, len(texels.index), CHUNK_TEXELS)
     with ThreadPoolExecutor(THREADS) as pool:
         photos = list(pool.map(lambda view: _photo(view, scene), views))
+        photos = _with_gains(photos, texels) if len(photos) > 1 else photos
         chunks = pool.map(lambda start: _painted(texels, slice(start, start + CHUNK_TEXELS), photos), starts)
         painted = np.concatenate(list(chunks))
     return painted[:, :3] / np.maximum(painted[:, 3:], np.finfo(np.float32).tiny), painted[:, 3] > 0
@@ -188,10 +193,23 @@ def _photo(view: View, scene: RayScene) -> _Photo:
 
 
 def _painted(texels: _Texels, part: slice, photos: Sequence[_Photo]) -> NDArray[np.float32]:
-    """Weighted sums of the colours that the photos give to some texels, and of the weights, (k, 4)."""
-    position, normal = texels.position[part], texels.normal[part]
-    sums = np.zeros((len(position), 4), np.float32)
-    for photo in photos:
+    """Weighted sums of the colours that the photos give to some texels, and of the weights, (k, 4).
+
+    Colours that stray from what the other photos give (a highlight, a moving shadow) are left out.
+    """
+    colours, weights = _given(texels.position[part], texels.normal[part], photos)
+    weights *= _agree(colours, weights)
+    sums = (weights[..., None] * colours).sum(axis=0)
+    return np.column_stack([sums, weights.sum(axis=0)])
+
+
+def _given(
+    position: NDArray[np.float32], normal: NDArray[np.float32], photos: Sequence[_Photo]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Colours (v, k, 3) that v photos give to k places of the surface, and their weights (v, k), 0 = not seen."""
+    colours = np.zeros((len(photos), len(position), 3), np.float32)
+    weights = np.zeros((len(photos), len(position)), np.float32)
+    for number, photo in enumerate(photos):
         towards = photo.camera.centre.astype(np.float32) - position
         distance = np.sqrt(np.einsum("kd,kd->k", towards, towards))
         cosine = np.einsum("kd,kd->k", towards, normal) / distance
@@ -201,10 +219,35 @@ def _painted(texels: _Texels, part: slice, photos: Sequence[_Photo]) -> NDArray[
         tolerance = DEPTH_TOLERANCE * z / np.float32(photo.camera.fl_x) / cosine[facing]
         visible = in_image & (photo.trust[pixel] > 0) & (z - photo.depth[pixel] < tolerance)
         facing, pixels, pixel = facing[visible], pixels[visible], pixel[visible]
-        weight = cosine[facing] ** ANGLE_POWER * photo.trust[pixel] / distance[facing] ** 2
-        sums[facing, :3] += weight[:, None] * _sampled(photo, pixels)
-        sums[facing, 3] += weight
-    return sums
+        weights[number, facing] = cosine[facing] ** ANGLE_POWER * photo.trust[pixel] / distance[facing] ** 2
+        colours[number, facing] = _sampled(photo, pixels)
+    return colours, weights
+
+
+def _agree(colours: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """1 for colours (v, k, 3) near the weighted median of their place, 0 for those that stray, (v, k)."""
+    grey = colours.mean(axis=2)
+    order = np.argsort(np.where(weights > 0, grey, np.inf), axis=0)
+    reached = np.cumsum(np.take_along_axis(weights, order, axis=0), axis=0)
+    middle = np.argmax(reached >= reached[-1] / 2, axis=0)
+    median = np.take_along_axis(np.take_along_axis(grey, order, axis=0), middle[None], axis=0)[0]
+    return (np.abs(grey - median) < STRAY_COLOUR).astype(np.float32)
+
+
+def _with_gains(photos: Sequence[_Photo], texels: _Texels) -> list[_Photo]:
+    """The photos with their exposures made to agree, as far as they see the same surface."""
+    some = np.linspace(0, len(texels.index) - 1, min(GAIN_SAMPLES, len(texels.index))).astype(int)
+    colours, weights = _given(texels.position[some], texels.normal[some], photos)
+    gains = solved_gains(colours.transpose(1, 0, 2).astype(np.float64), weights.T.astype(np.float64))
+    if np.abs(np.log(gains)).max() < SAME_EXPOSURE:
+        return list(photos)
+    levels = to_linear(np.arange(256.0))
+    tables = [to_srgb(levels[:, None] * gain).astype(np.float32) for gain in gains]
+    corrected = [
+        np.stack([table[photo.colours[:, channel], channel] for channel in range(3)], axis=1)
+        for photo, table in zip(photos, tables, strict=True)
+    ]
+    return [replace(photo, colours=values) for photo, values in zip(photos, corrected, strict=True)]
 
 
 def _pixel(

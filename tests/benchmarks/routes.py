@@ -15,7 +15,7 @@ from trimesh.visual.texture import TextureVisuals
 
 from tasks.capture.views import View, load_views
 from tasks.geometry.render import RayScene, render
-from tasks.geometry.simplification import simplify
+from tasks.geometry.simplification import simplify, simplify_open
 from tasks.geometry.texture import bake, unwrap
 from tasks.inference.fusion.fuse import fuse
 from tasks.settings import FusionParameters
@@ -65,11 +65,12 @@ def our_route(views: Sequence[View]) -> tuple[trimesh.Trimesh, dict[str, float]]
 
     surface = fuse(views, FusionParameters(), lambda _: None)
     lap("fuse")
-    simplified = simplify(*surface, FACES)
+    reduce = simplify if surface.subject.kind == "object" else simplify_open
+    simplified = reduce(surface.vertices, surface.faces, FACES, surface.spread_m)
     lap("simplify")
     unwrapped = unwrap(simplified.vertices, simplified.faces, TEXTURE_PX)
     lap("unwrap")
-    texture, _ = bake(unwrapped, views, TEXTURE_PX)
+    texture, _ = bake(unwrapped, [view.of(surface.subject) for view in views], TEXTURE_PX)
     lap("bake")
     visual = TextureVisuals(uv=unwrapped.uv, material=PBRMaterial(baseColorTexture=Image.fromarray(texture)))
     return trimesh.Trimesh(unwrapped.vertices, unwrapped.faces, visual=visual, process=False), seconds
