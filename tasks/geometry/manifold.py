@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from tasks.geometry.mesh_repair import Faces, Vertices, compact, degenerate, face_normals
+from tasks.geometry.mesh_repair import DEGENERATE_HEIGHT, Faces, Vertices, compact, degenerate, face_normals
 
 # Vertices at the same place that belong to different sheets are moved apart by this share of the diagonal
 SHEET_GAP = 1e-5
@@ -177,6 +177,21 @@ def sheets_apart(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces]:
         vertices = vertices.copy()
         vertices[shared] += (towards * SHEET_GAP * np.linalg.norm(np.ptp(vertices, axis=0))).astype(np.float32)
     return vertices, faces
+
+
+def without_short_edges(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces]:
+    """Edges too short for a face beside them to have a normal become one vertex. A closed chain of faces stays one."""
+    diagonal = np.linalg.norm(np.ptp(vertices, axis=0)) if len(vertices) else 0
+    start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
+    short = np.linalg.norm(vertices[start] - vertices[end], axis=1) <= DEGENERATE_HEIGHT * diagonal
+    if not short.any():
+        return vertices, faces
+    links = coo_matrix((np.ones(short.sum(), bool), (start[short], end[short])), shape=(len(vertices),) * 2)
+    _, group = connected_components(links, directed=False)
+    _, first = np.unique(group, return_index=True)
+    faces = first[group[faces]].astype(np.int32)
+    a, b, c = faces.T
+    return compact(vertices, faces[(a != b) & (b != c) & (c != a)])
 
 
 def without_degenerate(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces]:

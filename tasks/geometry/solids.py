@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tasks.geometry.closing import closed
 from tasks.geometry.collapse import collapsed
-from tasks.geometry.manifold import parted, sheets_apart, without_degenerate
+from tasks.geometry.manifold import parted, sheets_apart, without_degenerate, without_short_edges
 from tasks.geometry.mesh_repair import (
     Faces,
     Vertices,
@@ -40,7 +40,7 @@ def repair(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> tuple[
     A mesh that is so already keeps its vertices and faces; others are mended where they are defective. Raises
     ValueError if nothing encloses a volume.
     """
-    vertices, faces = weld(vertices, faces)
+    vertices, faces = without_short_edges(*weld(vertices, faces))
     if not len(faces):
         raise ValueError("nothing of the mesh encloses a volume")
     vertices, faces = parted(vertices, faces) if _is_chain(faces) else closed(vertices, faces)
