@@ -95,10 +95,10 @@ def decode_depth(
 ) -> DecodedDepth:
     """Decode a depth map.
 
-    16-bit integers times `unit` are metres; floats are metres; readings that are not finite and positive, the largest 16-bit number, or at a
-    renderer's infinity, are no readings. 8-bit grey is relative: 0 = background, else linear between `depth_range` =
-    (near, far) metres with 255 = near and 1 = far; without the range it only tells where readings are. Raises
-    DecodeError.
+    16-bit integers times `unit` are metres; floats are metres. Values that are not finite and positive, the largest
+    16-bit number and a renderer's infinity are no readings. 8-bit grey is relative: 0 = background, else linear between
+    `depth_range` = (near, far) metres with 255 = near and 1 = far; without the range it only tells where readings are.
+    Raises DecodeError.
     """
     suffix = PurePosixPath(path).suffix.lower()
     with _refusing(path, "depth map"):
@@ -117,10 +117,9 @@ def decode_depth(
         steps = (raw.astype(np.float32) - 1) / (_OPAQUE - 1)
         return DecodedDepth(read, np.where(read, far - steps * (far - near), 0).astype(np.float32))
     with np.errstate(over="ignore", invalid="ignore"):
-        steps = raw.dtype == np.uint16
-        metres = raw.astype(np.float32) * np.float32(unit if steps else 1.0)
+        metres = raw.astype(np.float32) * np.float32(unit if raw.dtype == np.uint16 else 1.0)
         read = np.isfinite(metres) & (metres > 0) & (metres < _NOTHING_HIT)
-        if steps:  # 7-Scenes and others write the largest number where there is no reading
+        if raw.dtype == np.uint16:  # 7-Scenes and others write the largest number where there is no reading
             read &= raw < np.iinfo(np.uint16).max
     return DecodedDepth(read, np.where(read, metres, np.float32(0)))
 

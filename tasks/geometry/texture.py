@@ -149,6 +149,8 @@ def _from_views(
     with ThreadPoolExecutor(THREADS) as pool:
         photos = list(pool.map(lambda view: _photo(view, scene), views))
         photos = _with_gains(photos, texels) if len(photos) > 1 else photos
+        if not photos:
+            return np.zeros((len(texels.index), 3), np.float32), np.zeros(len(texels.index), bool)
         chunks = pool.map(lambda start: _painted(texels, slice(start, start + CHUNK_TEXELS), photos), starts)
         painted = np.concatenate(list(chunks))
     return painted[:, :3] / np.maximum(painted[:, 3:], np.finfo(np.float32).tiny), painted[:, 3] > 0

@@ -16,6 +16,7 @@ from tests.synthetic.shapes import (
     pattern,
     shape_mesh,
     solid_colours,
+    torus,
 )
 from tests.synthetic.viewpoints import cameras_around, fibonacci_sphere, look_at, orbit_cameras
 
@@ -41,5 +42,6 @@ __all__ = [
     "psnr",
     "shape_mesh",
     "solid_colours",
+    "torus",
     "write_capture",
 ]

@@ -12,6 +12,7 @@ from PIL import Image
 from tasks.capture import masks
 from tasks.capture.contact_sheet import contact_sheet, thumbnail
 from tasks.capture.images import DecodeError
+from tasks.capture.subject import Box
 from tasks.capture.views import View, load_views
 from tests.support.tiny import RADIUS, SIZE, Content, ball_depth, edited, encoded, ring, steps, tiny_capture
 
@@ -109,7 +110,7 @@ def test_resampling_covers_the_same_field_of_view() -> None:
 
 def test_within_bounds() -> None:
     camera = ring(4)[0]
-    inside = masks.within(ball_depth(camera), camera, np.array([[-1.0, -1, 0], [1, 1, 1]]))
+    inside = masks.within(ball_depth(camera), camera, Box.between(np.array([[-1.0, -1, 0], [1, 1, 1]])))
     rows = np.flatnonzero(inside.any(axis=1))
     assert rows.max() < SIZE / 2
     assert inside[: SIZE // 2].sum() == (ball_depth(camera)[: SIZE // 2] > 0).sum()

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from tasks.capture.camera import Camera
 from tasks.capture.views import View
 from tasks.errors import InferenceFailed
-from tasks.geometry.depth import cut_out, noise_level, tangent_planes, without_outliers
+from tasks.geometry.depth import cut_out, tangent_planes, without_outliers
+from tasks.geometry.depth_noise import DepthNoise, measured_noise
 from tasks.geometry.mesh_repair import without_crumbs
 from tasks.geometry.render import RayScene, render
 from tasks.inference.fusion.fuse import fuse
@@ -46,7 +47,8 @@ def views_of(shape: str) -> tuple[View, ...]:
 
 
 def fused(views: list[View] | tuple[View, ...], parameters: FusionParameters = PARAMETERS) -> trimesh.Trimesh:
-    return trimesh.Trimesh(*fuse(views, parameters, lambda _: None), process=False)
+    surface = fuse(views, parameters, lambda _: None)
+    return trimesh.Trimesh(surface.vertices, surface.faces, process=False)
 
 
 def radii(mesh: trimesh.Trimesh) -> NDArray[np.float64]:
@@ -79,8 +81,8 @@ def test_shapes_with_edges_holes_and_cavities(shape: str) -> None:
 
 def test_same_views_give_the_same_bytes() -> None:
     first, second = (fuse(views_of("torus"), PARAMETERS, lambda _: None) for _ in range(2))
-    assert all(a.tobytes() == b.tobytes() for a, b in zip(first, second, strict=True))
-    assert first[0].dtype == np.float32 and first[1].dtype == np.int32
+    assert first.vertices.tobytes() == second.vertices.tobytes() and first.faces.tobytes() == second.faces.tobytes()
+    assert first.vertices.dtype == np.float32 and first.faces.dtype == np.int32
 
 
 def test_progress_grows_to_one() -> None:
@@ -198,7 +200,7 @@ def test_a_floating_crumb_in_the_capture_is_removed() -> None:
 
 def test_nothing_left_is_said_clearly() -> None:
     empty = [with_depth(view, np.zeros((SIZE, SIZE))) for view in views_of("sphere")]
-    with pytest.raises(InferenceFailed, match="no view has a depth reading"):
+    with pytest.raises(InferenceFailed, match="0 of 12 views have a depth reading"):
         fused(empty)
 
 
@@ -209,7 +211,7 @@ def test_readings_do_not_mix_across_a_depth_step() -> None:
     camera = Camera(64, 64, 80.0, 80.0, 32.0, 32.0, np.eye(4))
     cut = cut_out(View("step", np.zeros((64, 64, 3), np.uint8), np.ones((64, 64), bool), depth, camera))
     assert cut is not None
-    planes = tangent_planes(cut, noise=0.0)
+    planes = tangent_planes(cut, DepthNoise((0.0, 0.0), (0.0, 0.0)))
     fitted = planes.depth[planes.weight > 0]
     assert len(fitted) > 3000
     assert np.minimum(np.abs(fitted - 1.0), np.abs(fitted - 1.5)).max() < 1e-6
@@ -223,7 +225,7 @@ def test_noise_is_measured_and_outliers_found() -> None:
     view = View("noisy", np.zeros((64, 64, 3), np.uint8), np.ones((64, 64), bool), depth.astype(np.float32), camera)
     cut = cut_out(view)
     assert cut is not None
-    assert noise_level([cut]) == pytest.approx(0.004, rel=0.1)
+    assert measured_noise([cut.depth]).at(1.05) == pytest.approx(0.004, rel=0.15)
     kept = without_outliers(cut.depth, 0.03)
     assert kept[10, 10] == 0
     assert (kept > 0).mean() > 0.99

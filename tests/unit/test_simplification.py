@@ -43,7 +43,7 @@ def assert_publishable(result: Simplified) -> None:
 def test_rough_meshes_stay_closed_and_within_the_budget(seed: int, noise: float, share: float) -> None:
     vertices, faces = rough(seed, noise)
     budget = int(share * len(faces))
-    result = simplify(vertices, faces, budget, tolerance=1.0)  # so large that no denser mesh is asked for
+    result = simplify(vertices, faces, budget, noise=1.0)  # so large that no denser mesh is asked for
     assert_publishable(result)
     assert len(result.faces) <= budget
     assert result.error.mean_share < 0.01
@@ -59,8 +59,8 @@ def test_two_solids_stay_two() -> None:
 
 def test_shape_that_the_budget_does_not_hold_gets_more_faces() -> None:
     vertices, faces = rough(0, 0.01)
-    loose = simplify(vertices, faces, 300, tolerance=1.0)
-    strict = simplify(vertices, faces, 300, tolerance=1e-6)
+    loose = simplify(vertices, faces, 300, noise=1.0)
+    strict = simplify(vertices, faces, 300)
     assert len(loose.faces) <= 300 < len(strict.faces) <= 600
     assert strict.error.p999_m < loose.error.p999_m <= loose.limit
     assert strict.error.p999_m > strict.limit

@@ -81,15 +81,15 @@ def fuse(views: Sequence[View], parameters: FusionParameters, progress: Callable
     subject = _subject(views, sensor, parameters)
     with ThreadPoolExecutor(THREADS) as pool:
         cut = list(pool.map(lambda view: cut_out(view.of(subject)), views))
-        maps = [depth_map for depth_map in cut if depth_map is not None and depth_map.depth.any()]
+        maps = [depth_map for depth_map in cut if depth_map is not None]
         names = tuple(
             view.name
             for view, depth_map in zip(views, cut, strict=True)
             if depth_map is not None and depth_map.depth.any()
         )
-        if len(maps) < MIN_VIEWS:
+        if len(names) < MIN_VIEWS:
             raise InferenceFailed(
-                f"fusion: {len(maps)} of {len(views)} views have a depth reading on the object, {MIN_VIEWS} are needed;"
+                f"fusion: {len(names)} of {len(views)} views have a depth reading on the object, not {MIN_VIEWS};"
                 f" check masks, bounds and depth maps (subject: {subject.reason})"
             )
         centre = _rough_centre(maps)
@@ -121,8 +121,7 @@ def fuse(views: Sequence[View], parameters: FusionParameters, progress: Callable
         raise InferenceFailed("fusion: the views leave no solid; check that depth, masks and cameras agree") from error
     progress(1.0)
     vertices = (vertices + centre).astype(np.float32)
-    distance = float(np.median([depth_map.distance for depth_map in maps]))
-    return FusedSurface(vertices, faces, subject, sensor, spread, grid.voxel, distance, names, invented)
+    return FusedSurface(vertices, faces, subject, sensor, spread, grid.voxel, _distance(maps), names, invented)
 
 
 def _subject(views: Sequence[View], sensor: DepthNoise, parameters: FusionParameters) -> Subject:
@@ -151,6 +150,11 @@ def _rough_centre(maps: Sequence[DepthMap]) -> NDArray[np.float64]:
     return np.asarray(np.median(centres, axis=0))
 
 
+def _distance(maps: Sequence[DepthMap]) -> float:
+    """Of the object from a typical camera, metres."""
+    return float(np.median([depth_map.distance for depth_map in maps if depth_map.depth.any()]))
+
+
 def _moved(camera: Camera, offset: NDArray[np.float64]) -> Camera:
     pose = camera.camera_to_world.copy()
     pose[:3, 3] += offset
@@ -159,7 +163,7 @@ def _moved(camera: Camera, offset: NDArray[np.float64]) -> Camera:
 
 def _truncation(voxel: float, sensor: DepthNoise, spread: float, maps: Sequence[DepthMap]) -> float:
     """Largest distance from the surface that is kept, metres: more than a voxel and what the views contradict by."""
-    noise = float(sensor.at(np.median([depth_map.distance for depth_map in maps])))
+    noise = float(sensor.at(_distance(maps)))
     remaining = noise / (2 * np.sqrt(np.pi) * window_for(noise, typical_footprint(maps)))
     return TRUNCATION_VOXELS * voxel + TRUNCATION_SIGMAS * max(remaining, spread)
 
