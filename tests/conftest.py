@@ -11,7 +11,7 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from tests.support.gpu_machine import gpu_environment
-from tests.support.own_settings import forget
+from tests.support.own_settings import forget, send_the_rest
 from tests.support.running import CommandLine, prefect
 from tests.support.running_s3 import S3, seaweedfs
 from tests.support.running_stack import Running, started
@@ -58,6 +58,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API's URL of a Prefect server that all tests share."""
     with prefect(tmp_path_factory.mktemp("prefect")) as url:
         yield url
+        send_the_rest()
 
 
 @pytest.fixture(scope="session")

@@ -156,7 +156,7 @@ def running(
             if process.poll() is None:
                 process.terminate()
                 try:
-                    process.wait(timeout=10)
+                    process.wait(timeout=5)
                 except subprocess.TimeoutExpired:
                     print(f"{arguments[:3]} had to be killed")
             kill_group(process)

@@ -21,7 +21,7 @@ from prefect.context import refresh_global_settings_context
 
 from infra.s3 import free_ports
 from tests.support.notices import aws
-from tests.support.own_settings import forget
+from tests.support.own_settings import forget, send_the_rest
 from tests.support.published import mark_published
 from tests.support.running import ROOT, TIMEOUT, clean_environment, post, prefect, running, wait_for, wait_until_served
 from tests.support.running_s3 import S3, seaweedfs
@@ -125,6 +125,7 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
             patch.setenv(name, value)
         forget_all()
         yield
+        send_the_rest()
     forget_all()
 
 
