@@ -23,7 +23,6 @@ GOOD = re.compile(
 )
 BAD = re.compile(r"\b[AL]?GPL|\bGNU\b|Artistic|non.?commercial|\bNC\b|proprietary", re.IGNORECASE)
 EXCEPTIONS = {
-    "pymeshfix": "GPL-3 or AGPL-3: to be replaced, the only licence here that is not permissive",
     "text-unidecode": "Artistic License or GPL: a choice, and we choose the Artistic License",
     "openexr": "BSD-3-Clause: its metadata names no licence",
 }
