@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from tasks.geometry.mesh_repair import Faces, Vertices, face_normals
 
-SAMPLES = 40_000  # on each surface
+SAMPLES = 20_000  # on each surface
 NEAREST = 2  # samples of the other surface whose faces are looked at, beside what lies along the normal
 CHUNK = 20_000  # pairs of points and faces worked on at once: fits the caches
 

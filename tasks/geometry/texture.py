@@ -228,12 +228,19 @@ def _given(
 
 def _agree(colours: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """1 for colours (v, k, 3) near the weighted median of their place, 0 for those that stray, (v, k)."""
-    grey = colours.mean(axis=2)
-    order = np.argsort(np.where(weights > 0, grey, np.inf), axis=0)
+    grey, seen = colours.mean(axis=2), weights > 0
+    agree = np.ones_like(weights)
+    spread = np.where(seen, grey, -np.inf).max(axis=0) - np.where(seen, grey, np.inf).min(axis=0)
+    doubtful = np.flatnonzero(spread > STRAY_COLOUR)
+    if not len(doubtful):
+        return agree
+    grey, weights = grey[:, doubtful], weights[:, doubtful]
+    order = np.argsort(np.where(seen[:, doubtful], grey, np.inf), axis=0)
     reached = np.cumsum(np.take_along_axis(weights, order, axis=0), axis=0)
     middle = np.argmax(reached >= reached[-1] / 2, axis=0)
     median = np.take_along_axis(np.take_along_axis(grey, order, axis=0), middle[None], axis=0)[0]
-    return (np.abs(grey - median) < STRAY_COLOUR).astype(np.float32)
+    agree[:, doubtful] = np.abs(grey - median) < STRAY_COLOUR
+    return agree
 
 
 def _with_gains(photos: Sequence[_Photo], texels: _Texels) -> list[_Photo]:
