@@ -77,7 +77,7 @@ def test_linear_light_and_back() -> None:
     levels = np.arange(256.0)
     assert to_srgb(to_linear(levels)) == pytest.approx(levels, abs=1e-9)
     assert to_linear(np.array([0.0, 188.0, 255.0])) == pytest.approx([0, 0.5, 1], abs=0.005)
-    assert to_srgb(np.array([-1.0, 2.0])).== pytest.approx([0, 255])
+    assert to_srgb(np.array([-1.0, 2.0])) == pytest.approx([0, 255])
 
 
 @lru_cache
