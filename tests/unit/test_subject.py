@@ -15,7 +15,7 @@ from tasks.capture.subject import Box, Subject
 from tasks.capture.views import View
 from tasks.geometry.depth_noise import measured_noise
 from tasks.geometry.subject_search import find_subject
-from tests.support.on_a_table import PLACE, block, table, views_from_above, views_of_scene
+from tests.support.on_a_table import PLACE, at, block, table, views_from_above, views_of_scene
 from tests.synthetic import look_at
 
 SIZE = 40
@@ -146,7 +146,7 @@ def test_an_object_on_a_table_is_found(millimetres: bool) -> None:
     inside, _ = trimesh.sample.sample_surface(block(), 1000, seed=0)
     assert subject.box.holds(inside[inside[:, 2] > PLACE[2] + 0.004]).all()
     assert not subject.box.holds(table().vertices).any()
-    assert not subject.box.holds(PLACE + [[0, 0, 0], [0.1, 0, 0.0003]]).any()
+    assert not subject.box.holds(np.array([PLACE, at(0.1, 0, 0.0003)])).any()
     assert np.prod(subject.box.half) * 8 < 3 * block().bounding_box.volume  # close around it
     assert "set bounds to change it" in subject.reason
 
@@ -157,7 +157,7 @@ def test_the_object_where_the_cameras_look_is_found_and_not_a_larger_one_beside_
     views = views_from_above(trimesh.util.concatenate([block((0.1, 0.1, 0.1)), larger, table()]))
     subject = found_in(views)
     assert subject is not None and subject.box is not None
-    assert subject.box.holds(PLACE + [[0, 0, 0.09]]).all()
+    assert subject.box.holds(at(0, 0, 0.09)[None]).all()
     assert not subject.box.holds(larger.vertices).any()
 
 
@@ -169,7 +169,7 @@ def test_a_plane_with_nothing_on_it_and_an_object_without_a_plane_have_no_subjec
 
 def test_a_wall_has_no_subject() -> None:
     wall = trimesh.creation.box((3, 0.1, 3)).apply_translation(PLACE)
-    poses = [look_at(PLACE + [x, -1, z], PLACE + [x / 2, 0, z / 2]) for x in (-0.3, 0, 0.3) for z in (-0.2, 0.2)]
+    poses = [look_at(at(x, -1, z), at(x / 2, 0, z / 2)) for x in (-0.3, 0, 0.3) for z in (-0.2, 0.2)]
     assert found_in(views_of_scene(wall, poses)) is None
 
 
