@@ -102,7 +102,7 @@ def test_too_few_readings_have_no_noise(readings: int) -> None:
     depth.flat[:readings] = 0.5
     sensor = measured_noise([depth, np.zeros((40, 40), np.float32)])
     assert sensor == DepthNoise((0.0, 0.0), (0.0, 0.0))
-    assert (sensor.step_at(0.5), sensor.at(np.array([0.5, 2.0])).tolist()) == (0, [0, 0])
+    assert sensor.step_at(0.5) == 0 and not sensor.at(np.array([0.5, 2.0])).any()
 
 
 @settings(max_examples=40, deadline=None)
