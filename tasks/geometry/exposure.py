@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 
 ROUNDS = 8  # of reweighting: highlights and moving shadows must not count
 OUTLIER = 0.1  # natural logarithm of a ratio of colours; pairs that differ by more count less
-PULL = 0.01  # of a view's own weight: gains that nothing determines stay 1
+PULL = 0.001  # of a view's own weight: gains that nothing determines stay 1, those that change slowly are still found
 DARKEST, BRIGHTEST = 8.0, 247.0  # sRGB values beyond these are clipped by the camera, or mostly noise
 
 

@@ -45,7 +45,7 @@ class _Readings:
 
 
 def find_subject(views: Sequence[View], sensor: DepthNoise) -> Subject | None:
-    """The box of the object that stands on a plane where the cameras look; None if there is no such plane.
+    """The box of the object that stands on a plane where the cameras look; None if there is no such object.
 
     views: with cameras, depth in metres and all of their readings, those of the surroundings as well.
     """
@@ -56,13 +56,16 @@ def find_subject(views: Sequence[View], sensor: DepthNoise) -> Subject | None:
     focus, reach = _focus(views)
     near = np.linalg.norm(readings.points - focus, axis=1) < reach
     readings = _Readings(readings.points[near], readings.thickness[near])
-    plane = _supporting_plane(readings, np.array([view.camera.centre for view in views if view.camera is not None]))
+    centres = np.array([view.camera.centre for view in views if view.camera is not None])
+    plane = _supporting_plane(readings, centres)
     if plane is None:
         return None
     height = readings.points @ plane[:3] + plane[3]
     on = np.abs(height) < readings.thickness
     floor = SIGMAS * SPREAD * float(np.median(np.abs(height[on])))
-    return _standing(readings.points[height > floor], focus, reach, plane, floor)
+    found = _standing(readings.points[height > floor], focus, reach, plane, floor)
+    # around a camera stands a room, on one of its walls
+    return None if found is None or found.box is None or found.box.holds(centres).any() else found
 
 
 def _readings(views: Sequence[View], sensor: DepthNoise) -> _Readings:

@@ -36,7 +36,6 @@ from tests.support.tiny import (
 
 GOOD, SMALL = tiny_capture(), tiny_capture(3)
 VIEW, DEPTH, CAMERAS = "views/view_001.png", "depth/view_001.png", "transforms.json"
-EVERYWHERE = encoded(np.random.default_rng(1).integers(9000, 11000, (SIZE, SIZE), dtype=np.uint16))
 
 
 def problems_of(content: Content, needs: Needs = FUSION, **more: Any) -> tuple[Problem, ...]:
@@ -220,6 +219,51 @@ def test_a_scene_is_cut_out_by_bounds() -> None:
 
 def _warned(content: Content, needs: Needs = FUSION) -> dict[str, str]:
     return {warning.where: warning.what for warning in report(content, needs).warnings}
+
+
+NO_DEPTH = encoded(np.zeros((SIZE, SIZE), np.uint16))
+LARGEST = encoded(np.full((SIZE, SIZE), 65535, np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("files", "what"),
+    [
+        pytest.param({VIEW: transparent(0)}, "its mask is empty", id="empty mask"),
+        pytest.param({DEPTH: NO_DEPTH}, "a depth map without a reading", id="no reading"),
+        pytest.param({DEPTH: LARGEST}, "a depth map without a reading", id="the largest number only"),
+        pytest.param(
+            {DEPTH: encoded(steps(np.where(ball_depth(ring(4)[1]) > 0, np.float32(0), np.float32(2))))},
+            "no depth reading on the object",
+            id="readings beside the object only",
+        ),
+    ],
+)
+def test_a_view_without_the_object_is_left_out_with_a_warning(files: Content, what: str) -> None:
+    found = report(GOOD | files)
+    assert [warning.where for warning in found.warnings if "left out" in warning.todo] == [VIEW]
+    assert what in found.views[1].verdict
+    assert [view.verdict for view in found.views if view.name != "view_001"] == ["ok"] * 3
+
+
+def test_too_few_views_that_show_the_object_are_refused() -> None:
+    content = GOOD | {f"depth/view_00{index}.png": NO_DEPTH for index in (1, 3)}
+    problems = problems_of(content)
+    assert [problem.where for problem in problems] == ["views/"]
+    assert problems[0].what == "holds 2 view(s) that show the object, of 4; the engine needs 3"
+    assert "without a reading" in _warned(content, TRELLIS)[VIEW]
+
+
+def test_a_capture_of_surroundings_is_accepted() -> None:
+    """Readings everywhere and nothing that tells the object from them: fusion finds the object."""
+    content = opaque(GOOD)
+    for index, camera in enumerate(ring(4)):
+        ball = ball_depth(camera)
+        wall = np.float32(2) + np.linspace(0, 0.5, SIZE, dtype=np.float32)
+        content[f"depth/view_00{index}.png"] = encoded(steps(np.where(ball > 0, ball, wall)))
+    found = report(content)
+    assert found.warnings == () and found.lacks_masks
+    assert [view.coverage for view in found.views] == [1, 1, 1, 1]
+    assert not report(GOOD).lacks_masks
 
 
 def test_a_blurred_view_is_a_warning() -> None:

@@ -72,6 +72,16 @@ def test_what_is_no_reading_becomes_zero() -> None:
     np.testing.assert_array_equal(found, [[0, 0, 0, 0, 0, 2]])
 
 
+@pytest.mark.parametrize(("path", "kind"), [("depth/a.png", "PNG"), ("depth/a.tif", "TIFF"), ("depth/a.npy", None)])
+def test_the_largest_16_bit_number_is_not_a_reading(path: str, kind: str | None) -> None:
+    """7-Scenes and others write 65535 where there is none."""
+    pixels = np.array([[0, 1000, 65534, 65535]], np.uint16)
+    decoded = decode_depth(path, npy(pixels) if kind is None else encoded(pixels, kind), 0.001, None, LIMIT)
+    np.testing.assert_array_equal(decoded.read, [[False, True, True, False]])
+    assert decoded.metres is not None
+    np.testing.assert_allclose(decoded.metres, [[0, 1, 65.534, 0]], atol=1e-4)
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
 def test_grey_depth_is_relative(mode: str) -> None:
     data = encoded(np.array(Image.fromarray(np.array([[0, 1, 128, 255]], np.uint8)).convert(mode)))

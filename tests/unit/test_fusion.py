@@ -28,12 +28,17 @@ SPHERE = 4 / 3 * np.pi * RADIUS**3
 PARAMETERS = FusionParameters(max_voxels=96)
 
 
-def captured(mesh: trimesh.Trimesh, count: int = 12, size: int = SIZE) -> list[View]:
+def captured(mesh: trimesh.Trimesh, count: int = 12) -> list[View]:
     """Views of a mesh from all around, with exact depth."""
+    return captured_from(mesh, fibonacci_sphere(count))
+
+
+def captured_from(mesh: trimesh.Trimesh, directions: NDArray[np.float64], size: int = SIZE) -> list[View]:
+    """Views of a mesh from 1 m away in these directions (n, 3), with exact depth."""
     middle = mesh.bounds.mean(axis=0)
     focal = 0.42 * size / np.tan(np.arcsin(np.linalg.norm(mesh.vertices - middle, axis=1).max()))
     scene, views = RayScene(mesh), []
-    for index, direction in enumerate(fibonacci_sphere(count)):
+    for index, direction in enumerate(directions):
         pose = look_at(middle + direction, middle)
         camera = Camera(size, size, focal, focal, size / 2 + 0.7, size / 2 - 0.4, pose)
         seen = render(scene, camera)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import trimesh
 from trimesh.visual.color import ColorVisuals
 
+from tasks.capture.subject import Subject
 from tasks.capture.views import load_views
 from tasks.geometry.texture import unwrap
+from tasks.inference.engine import SurfaceFacts
 from tasks.mesh.convert import load_glb
 from tasks.mesh.export import CAPTURE_TO_GLTF, Mesh, glb_of
-from tasks.mesh.validate import captured_points, checks_of, measure
+from tasks.mesh.validate import captured_points, checks_of, measure, near_distance
 from tasks.report import Check, status_of
 from tasks.settings import Limits
 from tests.support.tiny import RADIUS, tiny_capture
@@ -25,13 +29,35 @@ def glb(mesh: trimesh.Trimesh) -> bytes:
 
 
 def checked(
-    data: bytes, coverage: float = 1.0, points: np.ndarray = NO_POINTS, limits: Limits = LIMITS
+    data: bytes,
+    coverage: float = 1.0,
+    points: np.ndarray = NO_POINTS,
+    limits: Limits = LIMITS,
+    surface: SurfaceFacts | None = None,
 ) -> dict[str, Check]:
     asset = Mesh(
-        exporter="native", decimated_by="fast-simplification", texture_px=64, texture_coverage=coverage, metric=True
+        exporter="native",
+        decimated_by="fast-simplification",
+        texture_px=64,
+        texture_coverage=coverage,
+        metric=True,
+        surface=surface,
     )
     loaded, summary = measure(data, asset)
-    return {check.name: check for check in checks_of(loaded, summary, points, limits)}
+    return {check.name: check for check in checks_of(loaded, summary, points, limits, surface)}
+
+
+def measured(kind: Literal["object", "surface"] = "object", invented_share: float = 0.0) -> SurfaceFacts:
+    """Facts of a capture with 1 mm of noise, 2 mm voxels."""
+    return SurfaceFacts(
+        subject=Subject(kind=kind),
+        depth_step_m=0.001,
+        noise_m=0.0008,
+        noise_m_at_1m=0.001,
+        spread_m=0.0006,
+        voxel_m=0.002,
+        invented_share=invented_share,
+    )
 
 
 def failed(checks: dict[str, Check]) -> set[str]:
@@ -100,6 +126,68 @@ def test_a_mesh_far_from_the_captured_points_is_a_failure() -> None:
     surface = (mesh.vertices @ CAPTURE_TO_GLTF.T).astype(np.float32)
     assert failed(checked(glb(mesh), points=surface)) == set()
     assert failed(checked(glb(mesh), points=surface + np.float32(0.1))) == {"captured_share"}
+
+
+def test_near_is_by_noise_and_voxels_if_they_were_measured() -> None:
+    assert near_distance(measured(), 1.0, LIMITS) == pytest.approx(3 * 0.001 + 2 * 0.002)
+    coarse = measured().model_copy(update={"voxel_m": 0.02})
+    assert near_distance(coarse, 1.0, LIMITS) == pytest.approx(3 * 0.001 + 2 * 0.02)
+    noisy = measured().model_copy(update={"noise_m": 0.03, "spread_m": 0.04})
+    assert near_distance(noisy, 1.0, LIMITS) == pytest.approx(3 * 0.05 + 2 * 0.002)
+
+
+def test_near_is_a_share_of_the_diagonal_if_nothing_was_measured_or_a_limit_is_given() -> None:
+    assert near_distance(None, 2.0, LIMITS) == pytest.approx(0.1)
+    assert near_distance(measured(), 2.0, Limits(captured_distance=0.01)) == pytest.approx(0.02)
+
+
+def test_a_mesh_without_its_lower_third_is_a_failure_by_the_sensors_noise() -> None:
+    whole = ball()
+    points = (trimesh.sample.sample_surface(whole, 3000, seed=1)[0] @ CAPTURE_TO_GLTF.T).astype(np.float32)
+    noisy = points + np.random.default_rng(0).normal(0, 0.001, points.shape).astype(np.float32)
+    assert failed(checked(glb(whole), points=noisy, surface=measured())) == set()
+    cut = trimesh.Trimesh(whole.vertices.clip([-1, -1, -0.1 / 3]), whole.faces, process=False)  # closed flat
+    checks = checked(glb(cut), points=noisy, surface=measured())
+    assert failed(checks) == {"captured_share"} and checks["captured_share"].value == pytest.approx(0.69, abs=0.03)
+    assert status_of(tuple(checks.values())) == "failure"
+
+
+@pytest.mark.parametrize(
+    ("coverage", "names", "status"),
+    [
+        (0.95, set(), "normal"),
+        (0.31, {"texture_coverage"}, "warning"),
+        (0.29, {"texture_floor", "texture_coverage"}, "failure"),
+    ],
+)
+def test_texture_that_hardly_any_view_saw_is_a_failure(coverage: float, names: set[str], status: str) -> None:
+    checks = checked(glb(ball()), coverage=coverage)
+    assert failed(checks) == names
+    assert status_of(tuple(checks.values())) == status
+
+
+def test_a_small_part_that_is_missing_is_seen_by_the_sensors_noise_and_not_by_a_share_of_the_diagonal() -> None:
+    whole = ball()
+    points = (trimesh.sample.sample_surface(whole, 3000, seed=1)[0] @ CAPTURE_TO_GLTF.T).astype(np.float32)
+    cut = trimesh.Trimesh(whole.vertices.clip([-1, -1, -0.07]), whole.faces, process=False)
+    assert "captured_share" in failed(checked(glb(cut), points=points, surface=measured()))
+    assert "captured_share" not in failed(checked(glb(cut), points=points))
+
+
+def test_an_open_surface_is_not_asked_to_be_closed_or_in_one_piece() -> None:
+    two = trimesh.util.concatenate([ball(), ball(0.05).apply_translation([0.5, 0, 0])])
+    two.update_faces(np.arange(len(two.faces)) > 3)
+    checks = checked(glb(two), surface=measured("surface"))
+    assert failed(checks) == set() and not {"watertight", "components"} & set(checks)
+    assert failed(checked(glb(two), surface=measured("object"))) == {"watertight", "components"}
+
+
+@pytest.mark.parametrize(("share", "status"), [(0.14, "normal"), (0.16, "warning")])
+def test_much_surface_that_no_view_saw_is_a_warning(share: float, status: str) -> None:
+    checks = checked(glb(ball()), surface=measured(invented_share=share))
+    assert (checks["invented_share"].value, checks["invented_share"].limit) == (share, 0.15)
+    assert status_of(tuple(checks.values())) == status
+    assert "invented_share" not in checked(glb(ball()))
 
 
 def test_captured_points_lie_on_the_captured_ball() -> None:

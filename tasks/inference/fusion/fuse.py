@@ -24,7 +24,7 @@ from tasks.errors import InferenceFailed
 from tasks.geometry.depth import DepthMap, cut_out, tangent_planes, window_for
 from tasks.geometry.depth_noise import DepthNoise, measured_noise
 from tasks.geometry.hole_filling import continued
-from tasks.geometry.mesh_repair import face_normals, without_crumbs
+from tasks.geometry.mesh_repair import connected_pieces, face_normals, without_crumbs
 from tasks.geometry.subject_search import find_subject
 from tasks.inference.fusion.agreement import spread_between
 from tasks.inference.fusion.grid import CELL, VoxelGrid, grid_around, typical_footprint
@@ -43,6 +43,8 @@ TRUNCATION_SIGMAS = 3.0  # of what the views contradict each other by
 THIN_SPREADS = 2.0  # solid parts of half this thickness lie between readings that contradict each other
 OPEN_SHARE = 0.5  # of a closed surface that would be invented: then it stays open
 ZERO_GAP = 1e-3  # distances (voxels) are kept this far from 0: marching cubes then makes no degenerate triangles
+
+NOTHING = "fusion: the views see nothing but free space; check that depth and masks agree"
 
 
 @dataclass(frozen=True)
@@ -241,9 +243,13 @@ def _surface(
     padded = np.pad(_without_thin_parts(volume, thin, grid.voxel), 1, constant_values=np.float32(grid.voxel))
     padded[np.abs(padded) < gap] = gap
     if not (padded < 0).any():
-        raise InferenceFailed("fusion: the views see nothing but free space; check that depth and masks agree")
+        raise InferenceFailed(NOTHING)
     vertices, faces, _, _ = marching_cubes(padded, 0.0, gradient_direction="descent")
-    invented = _invented_share(vertices - 1, faces, measured)
+    known = _known(vertices - 1, measured)
+    faces = faces[_seen_pieces(faces, known)]
+    if not len(faces):
+        raise InferenceFailed(NOTHING)
+    invented = _invented_share(vertices - 1, faces, known)
     vertices = continued(vertices - 1, faces, volume, grid.voxel)
     return (vertices * grid.voxel + grid.origin).astype(np.float32), faces.astype(np.int32), invented
 
@@ -253,7 +259,7 @@ def _open_surface(
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """The zero level as far as it has been measured, as an open mesh."""
     if not measured.any() or not (volume[measured] < 0).any() or not (volume[measured] > 0).any():
-        raise InferenceFailed("fusion: the views see nothing but free space; check that depth and masks agree")
+        raise InferenceFailed(NOTHING)
     vertices, faces, _, _ = marching_cubes(volume, 0.0, gradient_direction="descent", mask=measured)
     return (vertices * grid.voxel + grid.origin).astype(np.float32), faces.astype(np.int32)
 
@@ -273,9 +279,19 @@ def _without_thin_parts(volume: NDArray[np.float32], radius: int, voxel: float) 
     return np.where((volume < 0) & ~kept[inner], np.float32(voxel / 2), volume)
 
 
-def _invented_share(vertices: NDArray[np.floating], faces: NDArray[np.integer], measured: NDArray[np.bool_]) -> float:
-    """Share of the area whose vertices (voxels) lie between two voxels that have not been measured."""
+def _known(vertices: NDArray[np.floating], measured: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """True, (n,), for vertices (voxels) next to a voxel that has been measured."""
     ends = [np.clip(end(vertices), 0, np.array(measured.shape) - 1).astype(np.intp) for end in (np.floor, np.ceil)]
-    known = np.logical_or(*(measured[tuple(end.T)] for end in ends))
+    return np.asarray(np.logical_or(*(measured[tuple(end.T)] for end in ends)))
+
+
+def _seen_pieces(faces: NDArray[np.integer], known: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """True, (m,), for the faces of pieces that a view saw a part of: others are space that is in no picture."""
+    piece = connected_pieces(faces, len(known))
+    return np.asarray(np.bincount(piece, known[faces].any(axis=1))[piece] > 0)
+
+
+def _invented_share(vertices: NDArray[np.floating], faces: NDArray[np.integer], known: NDArray[np.bool_]) -> float:
+    """Share of the area none of whose vertices (n, 3) is `known`, (n,)."""
     area = np.linalg.norm(face_normals(vertices, faces), axis=1)
     return float(area[~known[faces].any(axis=1)].sum() / area.sum())
