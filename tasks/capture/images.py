@@ -30,6 +30,10 @@ _EXR_DEPTH_NAMES = ("z", "depth", "y", "v", "r")
 _EXR_CHANNELS = 4
 # OpenEXR prints its complaints to stdout, which belongs to --json; only one thread at a time can redirect it.
 _EXR_LOCK = Lock()
+# A depth map that repeats each pixel up to so many times along both sides was enlarged by nearest neighbour
+_LARGEST_BLOCK = 16
+# Such repetition is more than chance if neighbours differ at more than this share of the blocks' borders.
+_BORDERS_THAT_DIFFER = 0.25
 _SAVE_AGAIN = "replace it with a file that opens, or remove it"
 
 # We have a limit of our own, which is an error; Pillow's warning would only be noise beside it.
@@ -98,7 +102,7 @@ def decode_depth(
     16-bit integers times `unit` are metres; floats are metres. Values that are not finite and positive, the largest
     16-bit number and a renderer's infinity are no readings. 8-bit grey is relative: 0 = background, else linear between
     `depth_range` = (near, far) metres with 255 = near and 1 = far; without the range it only tells where readings are.
-    Raises DecodeError.
+    A map that was enlarged by nearest neighbour is returned at its native size. Raises DecodeError.
     """
     suffix = PurePosixPath(path).suffix.lower()
     with _refusing(path, "depth map"):
@@ -121,7 +125,21 @@ def decode_depth(
         read = np.isfinite(metres) & (metres > 0) & (metres < _NOTHING_HIT)
         if raw.dtype == np.uint16:  # 7-Scenes and others write the largest number where there is no reading
             read &= raw < np.iinfo(np.uint16).max
-    return DecodedDepth(read, np.where(read, metres, np.float32(0)))
+    metres = np.where(read, metres, np.float32(0))
+    block = _block(metres)
+    return DecodedDepth(read[::block, ::block], metres[::block, ::block])
+
+
+def _block(metres: NDArray[np.float32]) -> int:
+    """How often a depth map repeats each pixel along both sides; 1 if it was not enlarged by nearest neighbour.
+
+    Repeated pixels look like steps, and smoothing would keep them: nerfstudio's files of Polycam captures have them.
+    """
+    differ = [np.flatnonzero((np.diff(metres, axis=axis) != 0).any(axis=1 - axis)) + 1 for axis in (0, 1)]
+    block = int(np.gcd.reduce(np.concatenate([*differ, metres.shape])))
+    borders = [size / block - 1 for size in metres.shape]
+    enough = all(len(at) > _BORDERS_THAT_DIFFER * count for at, count in zip(differ, borders, strict=True))
+    return block if block <= _LARGEST_BLOCK and enough else 1
 
 
 @contextmanager
