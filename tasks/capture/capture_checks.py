@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
+from scipy.spatial import cKDTree
 
 from tasks.capture.contact_sheet import Thumbnail
 from tasks.capture.layout import (
@@ -238,19 +239,22 @@ def _check_blur(facts: Sequence[Facts]) -> list[Problem]:
 
 def _check_same_camera(facts: Sequence[Facts]) -> list[Problem]:
     """Different pictures by one camera: a rig that did not move, or matrices that were copied."""
-    warnings = []
-    for index, view in enumerate(facts):
-        for other in facts[:index]:
-            if (
-                view.camera is not None
-                and other.camera is not None
-                and view.fingerprint != other.fingerprint
-                and np.abs(view.camera.camera_to_world - other.camera.camera_to_world).max() < _SAME_CAMERA
-            ):
-                what = f"has the same camera as {other.path} and another picture"
-                warnings.append(Problem(where=view.path, what=what, todo="check its transform_matrix"))
-                break
-    return warnings
+    placed = [(view, view.camera.camera_to_world.ravel()) for view in facts if view.camera is not None]
+    if not placed:
+        return []
+    pairs = cKDTree([matrix for _, matrix in placed]).query_pairs(_SAME_CAMERA, p=np.inf)
+    earlier: dict[int, Facts] = {}
+    for first, second in sorted(pairs):
+        if placed[first][0].fingerprint != placed[second][0].fingerprint:
+            earlier.setdefault(second, placed[first][0])
+    return [
+        Problem(
+            where=placed[index][0].path,
+            what=f"has the same camera as {other.path} and another picture",
+            todo="check its transform_matrix",
+        )
+        for index, other in sorted(earlier.items())
+    ]
 
 
 def _relative(view: Facts) -> Problem:

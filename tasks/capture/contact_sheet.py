@@ -16,6 +16,8 @@ CONTACT_SHEET = "contact_sheet.jpg"
 
 # A picture in the UI is embedded in its page, a third larger as base64.
 _MAX_BYTES = 140_000
+# A larger sheet has never been small enough.
+_MOST_PIXELS = 8_000_000
 _COLUMNS = 6
 _GAP = 6
 _LABEL_HEIGHT = 16
@@ -31,19 +33,20 @@ class Thumbnail:
 
     name: str
     """The view's"""
-    tiles: dict[int, Image.Image]
-    """By pixels of the longer side at most: the view in every size that the sheet may need, RGB"""
+    picture: Image.Image
+    """Of the largest tile's size, RGBa: its alpha is the mask"""
 
 
 def thumbnail(view: View) -> Thumbnail:
-    """The thumbnail of a view, on checkers outside of the mask."""
+    """The thumbnail of a view."""
     picture = Image.fromarray(np.dstack([view.image, view.mask.astype(np.uint8) * 255])).convert("RGBa")
-    return Thumbnail(view.name, {tile: _on_checkers(picture, tile) for tile, _ in _SIZES})
+    picture.thumbnail((_SIZES[0][0],) * 2, Image.Resampling.BOX)
+    return Thumbnail(view.name, picture)
 
 
 def contact_sheet(thumbnails: Sequence[Thumbnail]) -> bytes:
-    """All views with their names as JPEG: six a row, more if there are many."""
-    for tile, quality in _SIZES:
+    """All views with their names as JPEG: six a row, more if there are many; on checkers outside of the mask."""
+    for tile, quality in [size for size in _SIZES if len(thumbnails) * size[0] ** 2 <= _MOST_PIXELS] or _SIZES[-1:]:
         picture = io.BytesIO()
         _draw(thumbnails, tile).save(picture, "JPEG", quality=quality)
         if picture.tell() <= _MAX_BYTES:
@@ -60,7 +63,7 @@ def _draw(thumbnails: Sequence[Thumbnail], tile: int) -> Image.Image:
     font = ImageFont.load_default(size=11)
     for index, view in enumerate(thumbnails):
         x, y = _GAP + index % columns * pitch_x, _GAP + index // columns * pitch_y
-        picture = view.tiles[tile]
+        picture = _on_checkers(view.picture, tile)
         sheet.paste(picture, (x + (tile - picture.width) // 2, y + (tile - picture.height) // 2))
         draw.text((x + tile // 2, y + tile + 2), _shortened(view.name, tile, font), _INK, font, anchor="ma")
     return sheet

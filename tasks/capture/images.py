@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from tasks.capture.colour_profile import to_srgb
 from tasks.errors import InputError, Problem
 
 _OPAQUE = 255
@@ -78,8 +79,8 @@ class DecodedDepth:
 def decode_picture(path: str, data: bytes, max_pixels: int) -> Picture:
     """Decode a PNG or JPEG view.
 
-    16-bit channels keep their upper 8 bits, grey and palette images become RGB. Raises DecodeError, also for CMYK
-    (there is no conversion without its profile) and for more than `max_pixels`.
+    16-bit channels keep their upper 8 bits, grey and palette images become RGB, colours with an embedded profile sRGB.
+    Raises DecodeError, also for CMYK (there is no conversion without its profile) and for more than `max_pixels`.
     """
     with _refusing(path, "PNG or JPEG image"), _open(path, data, ("PNG", "JPEG"), max_pixels) as image:
         if image.mode == "CMYK":
@@ -89,7 +90,8 @@ def decode_picture(path: str, data: bytes, max_pixels: int) -> Picture:
         if image.mode.startswith("I"):
             grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, _OPAQUE).astype(np.uint8)
             return Picture(np.repeat(grey[..., None], 3, axis=2), None, channels, orientation)
-        pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+        colours = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        pixels = np.asarray(to_srgb(colours, image.info.get("icc_profile")))
     alpha = pixels[..., 3] if pixels.shape[2] == 4 and pixels[..., 3].min() < _OPAQUE else None
     return Picture(np.ascontiguousarray(pixels[..., :3]), alpha, channels, orientation)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tasks.capture import masks
 from tasks.capture.images import decode_picture
 from tasks.capture.layout import digest, pair
 from tasks.capture.listing import ListedFile, Listing, list_capture
-from tasks.capture.views import View, load_views
+from tasks.capture.views import View, decoded_views
 from tasks.errors import CaptureReplaced, InputError, StorageUnavailable
 from tasks.progress import report_progress
 from tasks.settings import settings
@@ -48,22 +49,30 @@ class Capture(StoredResult):
 
     def read(self, path: str) -> bytes:
         """Bytes of one file; raises InputError or StorageUnavailable if its content has changed."""
-        entry = next(entry for entry in self.files if entry.path == path)
-        return read_verified(Location.of(self.uri) / path, entry, settings().scratch)
+        return read_verified(Location.of(self.uri) / path, self.entries[path], settings().scratch)
+
+    @cached_property
+    def entries(self) -> dict[str, FileEntry]:
+        """The files by path."""
+        return {entry.path: entry for entry in self.files}
+
+    @cached_property
+    def images(self) -> dict[str, str]:
+        """The path of each view's image by the view's name, sorted."""
+        return {view.name: view.image for view in pair(self.entries).views}
 
     @property
     def view_names(self) -> tuple[str, ...]:
         """Names of all views, sorted."""
-        return tuple(view.name for view in pair(entry.path for entry in self.files).views)
+        return tuple(self.images)
 
-    def views(self, names: Sequence[str] | None = None) -> list[View]:
-        """The decoded views, all or those named."""
-        return load_views([entry.path for entry in self.files], self.read, names)
+    def views(self, names: Sequence[str] | None = None) -> Iterator[View]:
+        """The decoded views, all or those named, one by one: few are in memory at once."""
+        return decoded_views(self.entries, self.read, names)
 
     def sharpness(self, name: str) -> float:
         """Sharpness of a view's whole image, as `masks.sharpness` measures it."""
-        layout = pair(entry.path for entry in self.files)
-        path = next(view.image for view in layout.views if view.name == name)
+        path = self.images[name]
         image = decode_picture(path, self.read(path), settings().max_pixels).rgb
         return masks.sharpness(image, np.ones(image.shape[:2], bool))
 

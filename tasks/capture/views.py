@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,6 +21,7 @@ from tasks.settings import settings
 
 # Decoders release the interpreter lock.
 _THREADS = 2
+_AT_ONCE = 8
 MaskSource = Literal["alpha", "depth", "bounds", "none"]
 
 
@@ -71,7 +72,12 @@ class Decoded:
 
 
 def load_views(paths: Iterable[str], read: Reader, names: Iterable[str] | None = None) -> list[View]:
-    """Decode the views of a capture (all, or those named), sorted by name.
+    """All of `decoded_views` at once."""
+    return list(decoded_views(paths, read, names))
+
+
+def decoded_views(paths: Iterable[str], read: Reader, names: Iterable[str] | None = None) -> Iterator[View]:
+    """Decode the views of a capture (all, or those named) one by one, sorted by name; few are in memory at once.
 
     If nothing tells the object from its background, the mask is True everywhere. Depth is zero outside of the mask and
     of the `bounds`. Raises DecodeError; a capture that was examined has no such file.
@@ -81,7 +87,10 @@ def load_views(paths: Iterable[str], read: Reader, names: Iterable[str] | None =
     wanted = None if names is None else set(names)
     chosen = [view for view in layout.views if wanted is None or view.name in wanted]
     with ThreadPoolExecutor(_THREADS) as pool:
-        return [decoded.view for decoded in pool.map(lambda files: decode_view(files, cameras, read), chosen)]
+        for start in range(0, len(chosen), _AT_ONCE):
+            batch = chosen[start : start + _AT_ONCE]
+            for decoded in pool.map(lambda files: decode_view(files, cameras, read), batch):
+                yield decoded.view
 
 
 def depth_file(files: ViewFiles, cameras: Cameras) -> str | None:
@@ -91,7 +100,7 @@ def depth_file(files: ViewFiles, cameras: Cameras) -> str | None:
 
 
 def decode_view(files: ViewFiles, cameras: Cameras, read: Reader) -> Decoded:
-    """Decode one view with its mask and depth (see `load_views`). Raises DecodeError with all of its broken files."""
+    """Decode one view with its mask and depth, as `decoded_views` does. Raises DecodeError with all broken files."""
     limit = settings().max_pixels
     frame = cameras.frames.get(files.name)
     depth_path = depth_file(files, cameras)

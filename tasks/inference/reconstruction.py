@@ -6,6 +6,7 @@ Its result, `Reconstruction`, is read by the stages of `tasks.mesh`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from tasks.weights.pins import Weights
 
 RESULT = "reconstruction.safetensors"
 INFER_RETRIES = 2
+THREADS = 2  # decoders release the interpreter lock
 Matrix = tuple[tuple[float, float, float, float], ...]
 
 
@@ -98,8 +100,9 @@ def chosen(names: Sequence[str], limit: int | None, sharpness: Callable[[str], f
     """Choose at most `limit` of the views: the sharpest one of each of so many equal parts of the capture."""
     if limit is None or limit >= len(names):
         return tuple(names)
-    parts = np.array_split(np.array(names, object), limit)
-    return tuple(max(part, key=sharpness) for part in parts)
+    with ThreadPoolExecutor(THREADS) as pool:
+        measured = dict(zip(names, pool.map(sharpness, names), strict=True))
+    return tuple(max(part, key=measured.__getitem__) for part in np.array_split(np.array(names, object), limit))
 
 
 def _infer_key(capture: Capture, engine: EngineChoice, parameters: InferParameters, weights: Weights | None) -> Any:
@@ -122,7 +125,7 @@ def infer(
     limits = [limit for limit in (parameters.views, runs.most_views(parameters)) if limit is not None]
     names = chosen(capture.view_names, min(limits, default=None), capture.sharpness)
     with progress_artifact("infer") as progress:
-        views = capture.views(names)
+        views = list(capture.views(names))
         output = runs.reconstruct(views, parameters, progress)
         to_capture, registration = _placed(output, views)
     (folder / RESULT).write_bytes(output.to_safetensors())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,6 @@ NEAR_SIGMAS, NEAR_VOXELS = 3.0, 2.0
 # The same as a share of the diagonal, if the engine measures no noise
 UNMEASURED_NEAR = 0.05
 _POINTS_PER_VIEW = 1000
-_VIEWS_AT_ONCE = 8
 _THREADS = 2
 _SURFACE_SAMPLES = 100_000
 
@@ -87,7 +87,7 @@ def captured_share(mesh: trimesh.Trimesh, points: NDArray[np.float32], distance:
     return float(np.isfinite(nearest).mean())
 
 
-def captured_points(views: list[View]) -> NDArray[np.float32]:
+def captured_points(views: Iterable[View]) -> NDArray[np.float32]:
     """Return the views' foreground depth readings as points (n, 3), evenly thinned, in the GLB's frame, metres."""
     points = [np.empty((0, 3), np.float32)]
     for view in views:
@@ -186,10 +186,7 @@ def validate_mesh(folder: Path, mesh: Mesh, capture: Capture, limits: Limits) ->
     """Measure, check and render the mesh; a mesh below the floor is a result, not an error."""
     loaded, summary = measure(mesh.glb(), mesh)
     subject = None if mesh.surface is None else mesh.surface.subject
-    names = capture.view_names if mesh.metric else ()
-    batches = [names[start : start + _VIEWS_AT_ONCE] for start in range(0, len(names), _VIEWS_AT_ONCE)]
-    found = [captured_points([view.of(subject) for view in capture.views(batch)]) for batch in batches]
-    points = np.concatenate([*found, np.empty((0, 3), np.float32)])
+    points = captured_points(view.of(subject) for view in (capture.views() if mesh.metric else ()))
     checks = checks_of(loaded, summary, points, limits, mesh.surface) + simplification_checks(mesh, summary)
     (folder / "previews").mkdir()
     pictures: list[Image.Image] = []

@@ -100,7 +100,7 @@ def test_every_file_is_read_once_and_every_view_has_a_thumbnail() -> None:
     found, thumbnails = examine("tiny", entries(GOOD), reader, FUSION)
     assert sorted(read) == sorted(GOOD)
     assert [small.name for small in thumbnails] == [view.name for view in found.views]
-    assert thumbnails[0].tiles[16].size == (16, 16)
+    assert thumbnails[0].picture.size == (64, 64)
 
 
 def test_a_capture_of_views_alone_is_enough_for_trellis() -> None:

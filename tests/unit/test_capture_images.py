@@ -11,10 +11,11 @@ import numpy as np
 import OpenEXR
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms
 
 from tasks.capture.images import DecodeError, decode_depth, decode_picture
 from tests.support.tiny import encoded
+from tests.synthetic.colour_camera import linear
 
 LIMIT = 1_000_000
 METRES = np.array([[0.0, 0.5, 1.0], [1.5, 2.0, 0.25]], np.float32)
@@ -160,6 +161,70 @@ def test_cmyk_is_refused() -> None:
     Image.new("CMYK", (8, 8)).save(stream, "JPEG")
     with pytest.raises(DecodeError, match="save it as RGB"):
         decode_picture("views/a.jpg", stream.getvalue(), LIMIT)
+
+
+COLOURS = np.array(
+    [[[128, 128, 128], [200, 120, 90], [60, 130, 70], [90, 100, 190], [255, 255, 255], [0, 0, 0]]], np.uint8
+)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_display_p3_becomes_srgb(kind: str) -> None:
+    colours = np.repeat(np.repeat(COLOURS, 16, axis=0), 16, axis=1)  # whole blocks of a JPEG
+    data = encoded(colours, kind, icc_profile=display_p3(), **({"quality": 100} if kind == "JPEG" else {}))
+    found = decode_picture("views/a.png", data, LIMIT).rgb[8, 8::16]
+    # linear Display P3 -> linear sRGB (CSS Color 4, both of white D65)
+    matrix = np.array([[1.22494, -0.22494, 0.0], [-0.04206, 1.04206, 0.0], [-0.01964, -0.07864, 1.09828]])
+    light = linear(COLOURS[0] / 255) @ matrix.T
+    expected = np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.maximum(light, 0.0031308) ** (1 / 2.4) - 0.055)
+    np.testing.assert_allclose(found, 255 * expected, atol=3 if kind == "JPEG" else 1.5)
+    assert np.abs(found.astype(int) - COLOURS[0]).max() > 8
+
+
+def test_alpha_is_kept_beside_a_profile() -> None:
+    rgba = np.dstack([COLOURS, np.array([[0, 255, 255, 7, 255, 255]], np.uint8)])
+    picture = decode_picture("views/a.png", encoded(rgba, icc_profile=display_p3()), LIMIT)
+    np.testing.assert_array_equal(picture.alpha, rgba[..., 3])
+    assert (picture.rgb != COLOURS).any()
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes(),
+        b"not a profile",
+        b"",
+    ],
+    ids=["sRGB", "LAB", "broken", "empty"],
+)
+def test_a_profile_of_srgb_or_of_no_use_changes_nothing(profile: bytes) -> None:
+    picture = decode_picture("views/a.png", encoded(COLOURS, icc_profile=profile), LIMIT)
+    np.testing.assert_array_equal(picture.rgb, COLOURS)
+
+
+def display_p3() -> bytes:
+    """A profile of Display P3 as small as can be (ICC.1:2022): primaries adapted to D50, and sRGB's curve."""
+
+    def fixed(*numbers: float) -> bytes:
+        return struct.pack(f">{len(numbers)}i", *(round(65536 * number) for number in numbers))
+
+    curve = b"para\0\0\0\0" + struct.pack(">HH", 3, 0) + fixed(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    tags = {
+        b"wtpt": b"XYZ \0\0\0\0" + fixed(0.9642, 1.0, 0.8249),
+        b"rXYZ": b"XYZ \0\0\0\0" + fixed(0.51512, 0.24120, -0.00105),
+        b"gXYZ": b"XYZ \0\0\0\0" + fixed(0.29198, 0.69225, 0.04189),
+        b"bXYZ": b"XYZ \0\0\0\0" + fixed(0.15710, 0.06657, 0.78407),
+        **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve),
+    }
+    table, body = struct.pack(">I", len(tags)), b""
+    start = 128 + 4 + 12 * len(tags)
+    for name, data in tags.items():
+        table += name + struct.pack(">II", start + len(body), len(data))
+        body += data
+    head = struct.pack(">I4sI4s4s4s", start + len(body), bytes(4), 0x04300000, b"mntr", b"RGB ", b"XYZ ")
+    head += bytes(12) + b"acsp" + bytes(28) + fixed(0.9642, 1.0, 0.8249)
+    return head.ljust(128, b"\0") + table + body
 
 
 def test_orientation_is_told_and_not_applied() -> None:
