@@ -47,8 +47,8 @@ def require(bundle: Bundle) -> Path:
     """Find the local folder; raises WeightsMissing if it is not whole."""
     if (folder := find(bundle)) is None:
         raise WeightsMissing(
-            f"weights: bundle {bundle.digest[:12]} is not whole in {settings().weights}; run `python -m flows weights"
-            " fetch` here, or mount a folder that has it and set CAPTURE2MESH_WEIGHTS"
+            f"weights: bundle {bundle.digest[:12]} is not whole in {settings().weights}; run"
+            " `capture2mesh weights fetch` here, or mount a folder that has it and set CAPTURE2MESH_WEIGHTS"
         )
     return folder
 

@@ -46,7 +46,7 @@ class Network:
     def __init__(self) -> None:
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE:
             raise WeightsMissing(
-                "weights: HF_HUB_OFFLINE is set, so nothing is downloaded; run `python -m flows weights fetch` with the"
+                "weights: HF_HUB_OFFLINE is set, so nothing is downloaded; run `capture2mesh weights fetch` with the"
                 " network on, or set CAPTURE2MESH_WEIGHTS_MIRROR"
             )
         self._client = httpx.Client(follow_redirects=True, timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS))

@@ -170,7 +170,7 @@ class Bundle(_Declared):
             names = "".join(f"\n  - {source.repository}" for source in self.unpinned)
             raise InputError(
                 f"weights: not pinned, so nothing is downloaded:{names}\n"
-                f"run `python -m flows weights pin` on a machine that reaches them and commit {settings().weights_list}"
+                f"run `capture2mesh weights pin` on a machine that reaches them and commit {settings().weights_list}"
             )
 
 
