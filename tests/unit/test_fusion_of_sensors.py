@@ -57,7 +57,7 @@ def test_a_capture_in_whole_millimetres(tmp_path: Path) -> None:
     found = []
     for unit in (0.001, 0.0001):
         folder = tmp_path / f"{unit}"
-        truth = make_capture(folder, "rounded_box", views=12, size=SIZE_PX, depth_scale=unit)
+        truth = make_capture(folder, "sphere", views=12, size=96, depth_scale=unit)
         paths = [str(path.relative_to(folder)) for path in folder.rglob("*.*")]
         content = {path: (folder / path).read_bytes() for path in paths}
         surface, mesh = surface_of(load_views(content, content.__getitem__))
