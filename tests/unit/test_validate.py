@@ -7,11 +7,13 @@ import pytest
 import trimesh
 from trimesh.visual.color import ColorVisuals
 
+from tasks.capture.subject import Subject
 from tasks.capture.views import load_views
 from tasks.geometry.texture import unwrap
+from tasks.inference.engine import SurfaceFacts
 from tasks.mesh.convert import load_glb
 from tasks.mesh.export import CAPTURE_TO_GLTF, Mesh, glb_of
-from tasks.mesh.validate import captured_points, checks_of, measure
+from tasks.mesh.validate import MOST_NEAR, captured_points, checks_of, measure, near_distance
 from tasks.report import Check, status_of
 from tasks.settings import Limits
 from tests.support.tiny import RADIUS, tiny_capture
@@ -100,6 +102,32 @@ def test_a_mesh_far_from_the_captured_points_is_a_failure() -> None:
     surface = (mesh.vertices @ CAPTURE_TO_GLTF.T).astype(np.float32)
     assert failed(checked(glb(mesh), points=surface)) == set()
     assert failed(checked(glb(mesh), points=surface + np.float32(0.1))) == {"captured_share"}
+
+
+@pytest.mark.parametrize(
+    ("noise", "spread", "limits", "expected"),
+    [
+        (0.0, 0.0, LIMITS, 0.002),
+        (0.0003, 0.0004, LIMITS, 0.0035),
+        (0.0001, 0.02, LIMITS, MOST_NEAR),
+        (0.0003, 0.0004, Limits(captured_distance=0.2), 0.2),
+    ],
+    ids=["voxels", "noise and voxels", "contradictions", "given"],
+)
+def test_near_follows_from_the_noise_but_contradictions_do_not_pass_as_noise(
+    noise: float, spread: float, limits: Limits, expected: float
+) -> None:
+    facts = SurfaceFacts(
+        subject=Subject(kind="object", reason=""),
+        depth_step_m=0.0,
+        noise_m=noise,
+        noise_m_at_1m=noise,
+        spread_m=spread,
+        voxel_m=0.001,
+        invented_share=0.0,
+    )
+    assert near_distance(facts, 1.0, limits) == pytest.approx(expected)
+    assert near_distance(None, 1.0, LIMITS) == MOST_NEAR
 
 
 def test_captured_points_lie_on_the_captured_ball() -> None:
