@@ -119,6 +119,8 @@ def markdown_of(report: Report, folder: str, url: str | None, previews: bytes) -
     stages = "\n".join(
         f"| {stage.name} | {stage.seconds:.2f} | {'cached' if stage.cached else 'ran'} |" for stage in report.stages
     )
+    subject = [f"Subject: {report.subject}"] if report.subject else []
+    told = "".join(f"\n- {line}" for line in [*subject, *report.warnings]) + "\n"
     return f"""# {report.capture.id}: {report.status}
 
 {_picture("the mesh from several sides", previews)}
@@ -126,9 +128,9 @@ def markdown_of(report: Report, folder: str, url: str | None, previews: bytes) -
 {mesh.vertices:,} vertices, {mesh.faces:,} faces, {mesh.components} component(s), {extent} {unit}, \
 {"watertight" if mesh.watertight else "not watertight"}, texture {mesh.texture_px} px{seen}.
 Exported by {mesh.exporter}, decimated by {mesh.decimated_by}.
- Engine: {report.engine.name} {report.engine.version} \
+Engine: {report.engine.name} {report.engine.version} \
 ({report.engine.reason}), {report.capture.views_used} of {report.capture.views} views.
-
+{told}
 | verdict | check | value | limit |
 |---|---|---|---|
 {checks}

@@ -220,13 +220,14 @@ def _check_copies(facts: Sequence[Facts]) -> tuple[list[Problem], list[Problem]]
 
 
 def _check_blur(facts: Sequence[Facts]) -> list[Problem]:
-    """Views that are far less sharp than the others, or not sharp at all."""
-    if not facts:
+    """Views that are far less sharp than the others, or not sharp at all. An empty mask has no sharpness."""
+    masked = [view for view in facts if view.report.coverage > 0]
+    if not masked:
         return []
-    median = float(np.median([view.report.sharpness for view in facts]))
+    median = float(np.median([view.report.sharpness for view in masked]))
     todo = "take it again if it is blurred"
     warnings = []
-    for view in facts:
+    for view in masked:
         sharpness = view.report.sharpness
         if sharpness < _BLURRED_SHARE * median:
             what = f"looks blurred (sharpness {sharpness:.1f}, the capture's median is {median:.1f})"

@@ -120,15 +120,15 @@ class Results(BaseModel):
 
     def _warnings(self) -> list[str]:
         """What a person should know beside the capture's own warnings."""
-        used = set(self.reconstruction.views)
-        missed = [name for name in self._asked if name not in used]
-        if not missed or len(missed) != self.reconstruction.views_asked - len(used):
+        reconstruction = self.reconstruction
+        used, asked = reconstruction.views, reconstruction.views_asked
+        if len(used) == asked:
             return []
-        return [f"{len(missed)} view(s) do not show the subject and were left out: {', '.join(missed)}"]
-
-    @property
-    def _asked(self) -> tuple[str, ...]:
-        return self.capture.view_names
+        if not reconstruction.reusable:
+            return [f"{len(used)} of {asked} views were used: too little free GPU memory for more"]
+        missed = [name for name in self.capture.view_names if name not in used]
+        named = f": {', '.join(missed)}" if len(missed) == asked - len(used) else ""
+        return [f"{asked - len(used)} view(s) do not show the subject and were left out{named}"]
 
     def _checks(self) -> list[Check]:
         warnings = len(self.capture_report.warnings)

@@ -35,8 +35,9 @@ SHEET_JPEG_QUALITY = 85
 PLACEHOLDER_VERTICES, PLACEHOLDER_FACES = 8, 12
 # A captured point is near the mesh within so many standard deviations of its noise, and so many voxels
 NEAR_SIGMAS, NEAR_VOXELS = 3.0, 2.0
-# The same as a share of the diagonal, if the engine measures no noise
-UNMEASURED_NEAR = 0.05
+# But within this share of the diagonal at most: readings that contradict each other must not pass as noise. It is also
+# the distance if the engine measures no noise
+MOST_NEAR = 0.05
 _POINTS_PER_VIEW = 1000
 _THREADS = 2
 _SURFACE_SAMPLES = 100_000
@@ -151,12 +152,13 @@ def checks_of(
 def near_distance(surface: SurfaceFacts | None, diagonal: float, limits: Limits) -> float:
     """Distance in metres at which a captured point is near the mesh: by the sensor's noise and the voxels.
 
-    If nothing was measured, or a limit is given, it is a share of the diagonal.
+    It is at most a share of the diagonal; and that share if nothing was measured, or the one that `limits` gives.
     """
+    most = (limits.captured_distance or MOST_NEAR) * diagonal
     if surface is None or limits.captured_distance is not None:
-        return (limits.captured_distance or UNMEASURED_NEAR) * diagonal
+        return most
     noise = float(np.hypot(surface.noise_m, surface.spread_m))
-    return NEAR_SIGMAS * noise + NEAR_VOXELS * surface.voxel_m
+    return min(NEAR_SIGMAS * noise + NEAR_VOXELS * surface.voxel_m, most)
 
 
 def simplification_checks(mesh: Mesh, summary: MeshSummary) -> tuple[Check, ...]:

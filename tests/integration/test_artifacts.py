@@ -135,6 +135,7 @@ def test_pages_have_pictures(shown: Shown, kind: str) -> None:
 def test_report_tells_every_check_file_and_stage(shown: Shown) -> None:
     text = shown.artifact(f"report-{NAME}")["data"]
     report = shown.finished[0].report
+    assert f"- Subject: {report.subject}\n" in text
     for check in report.checks:
         assert f"| passed | {check.name} |" in text
     for file in report.outputs:

@@ -150,6 +150,13 @@ def transparent(capture: Path) -> None:
         image.save(capture / VIEW)
 
 
+def only_two_show_the_object(capture: Path) -> None:
+    for path in sorted((capture / "depth").iterdir())[2:]:
+        with Image.open(path) as image:
+            size = image.size
+        Image.fromarray(np.zeros(size[::-1], np.uint16)).save(path)
+
+
 def without_camera(capture: Path) -> None:
     edit_transforms(capture, lambda content: content["frames"].remove(frame(content, VIEW)))
 
@@ -202,10 +209,12 @@ CASES: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "empty transforms": (emptied(CAMERAS), (f"{CAMERAS}: is not valid JSON",)),
     "wrong size": (cropped, (f"{VIEW}: is 80 x 96 pixels",)),
     "constant depth": (flat_depth(10_000), (f"{DEPTH}: is constant",)),
-    "depth without a reading": (flat_depth(0), (f"{DEPTH}: has no reading",)),
     "too few views": (keep_views(2), ("views/: holds 2 view(s)",)),
     "duplicate views": (duplicated, (f"{OTHER}: has the same pixels as {VIEW}",)),
-    "no foreground": (transparent, (f"{VIEW}: has no foreground",)),
+    "too few show the object": (
+        only_two_show_the_object,
+        ("views/: holds 2 view(s) that show the object",),
+    ),
     "no cameras": (remove(CAMERAS), (f"{CAMERAS}: is missing",)),
     "one camera missing": (without_camera, (f"{VIEW}: has no camera",)),
     "singular matrix": (with_matrix(singular), (CAMERAS, "singular")),
@@ -262,6 +271,26 @@ def test_blurred_view_is_a_warning_only(damaged: Path, reconstruct_here: Here) -
     report: Report = finished.report
     assert report.status == "warning"
     assert [(check.name, check.value) for check in report.checks if not check.passed] == [("capture_warnings", 1)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        pytest.param(flat_depth(0), "has a depth map without a reading", id="depth without a reading"),
+        pytest.param(transparent, "shows nothing of the object: its mask is empty", id="no foreground"),
+    ],
+)
+def test_view_without_the_object_is_left_out_and_named(
+    damage: Damage, told: str, damaged: Path, reconstruct_here: Here
+) -> None:
+    damage(damaged)
+    finished = reconstruct_here(damaged)
+    assert finished.code == 0, finished.stderr
+    report: Report = finished.report
+    assert (report.status, report.capture.views, report.capture.views_used) == ("warning", 8, 7)
+    failed = {check.name: check.value for check in report.checks if not check.passed}
+    assert failed == {"capture_warnings": 1, "views_used": 7}
+    assert any(line.startswith(f"{VIEW}: {told}") and line.endswith("it is left out") for line in report.warnings)
 
 
 def test_decompression_bomb_takes_no_memory(damaged: Path) -> None:

@@ -172,12 +172,13 @@ def test_two_stores_give_the_same_bytes(small: Run, ball: Path, command_line: Co
     assert file_sha256(asset / "mesh.glb") == file_sha256(small.asset / "mesh.glb")
 
 
-def test_stdout_without_json_names_every_file(small: Run, ball: Path) -> None:
+def test_stdout_without_json_tells_the_subject_and_names_every_file(small: Run, ball: Path) -> None:
     arguments = [part for part in small.flows.reconstruct_arguments(ball) if part != "--json"]
     finished = small.flows.run(*arguments)
     assert finished.code == 0
-    head, *lines = finished.stdout.splitlines()
+    head, subject, *lines = finished.stdout.splitlines()
     assert head == "ball: normal"
+    assert subject == "  subject: object: what the views' masks or the bounds leave"
     assert [line.strip() for line in lines] == [str(small.asset / name) for name in [*ASSET, "report.json"]]
 
 

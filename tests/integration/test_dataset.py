@@ -319,7 +319,7 @@ def test_weights_that_cannot_be_fetched_end_the_run(
         views_only(put(f"ball {number}"))
     (here.folder / "mirror").rename(here.folder / "elsewhere")
     fetched = counted(monkeypatch, flows.workshop, "fetch_weights")
-    with pytest.raises(WeightsUnavailable, match="the mirror lacks it"):
+    with pytest.raises(WeightsUnavailable, match="the mirror does not have it"):
         here.run(engine="trellis")
     assert len(fetched) == 1
     assert not here.output.exists()

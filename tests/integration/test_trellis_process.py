@@ -277,11 +277,13 @@ def test_a_process_killed_between_two_captures_is_replaced(engine: Engine) -> No
 
 
 def test_an_inference_over_its_limit_is_ended(engine: Engine, tmp_path: Path) -> None:
-    trellis = engine(limit=3, HANG=1, ONCE=tmp_path / "hung")
+    """The limit leaves time to load on a busy machine: it is for each request."""
+    limit = 10
+    trellis = engine(limit=limit, HANG=1, ONCE=tmp_path / "hung")
     begun = time.monotonic()
-    with pytest.raises(InferenceTimeout, match="infer took longer than 3 s"):
+    with pytest.raises(InferenceTimeout, match=f"infer took longer than {limit} s"):
         trellis.reconstruct(views(2), asked(), silent)
-    assert time.monotonic() - begun < 3 + END_SECONDS
+    assert time.monotonic() - begun < 2 * limit + END_SECONDS
     before = pid(trellis)
     assert ended(before)
     assert trellis.reconstruct(views(2), asked(), silent).views

@@ -169,6 +169,7 @@ def test_memory_for_half_of_the_views_is_a_warning_and_not_reused(
     assert reduced.code == 0, reduced.stderr
     assert (reduced.report.status, reduced.report.capture.views_used) == ("warning", 4)
     assert [check.name for check in reduced.report.checks if not check.passed] == ["views_used"]
+    assert reduced.report.warnings == ("4 of 8 views were used: too little free GPU memory for more",)
     whole = machine.reconstruct(ball)
     assert whole.code == 0, whole.stderr
     assert (whole.report.status, whole.report.capture.views_used) == ("normal", 8)

@@ -275,6 +275,12 @@ def test_a_blurred_view_is_a_warning() -> None:
     assert found.views[0].verdict == "ok"
 
 
+def test_a_view_without_the_object_is_one_warning() -> None:
+    for missed in ({VIEW: transparent(0)}, {DEPTH: encoded(np.zeros((SIZE, SIZE), np.uint16))}):
+        (warning,) = report(GOOD | missed).warnings
+        assert (warning.where, warning.todo) == (VIEW, "it is left out")
+
+
 def test_plain_views_may_be_alike() -> None:
     plain = {f"views/view_00{i}.png": encoded(np.full((SIZE, SIZE, 3), 90, np.uint8)) for i in range(4)}
     assert "same pixels" in " ".join(view.verdict for view in report(GOOD | plain).views)

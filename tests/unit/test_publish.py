@@ -22,7 +22,7 @@ from tasks.mesh.publish import Latest, Results, is_published, publish, run_key
 from tasks.mesh.validate import MeshReport
 from tasks.report import Check, MeshSummary, Report
 from tasks.settings import Parameters
-from tasks.store.location import Location, sha256_of
+from tasks.store.location import FileEntry, Location, sha256_of
 from tasks.store.results import StoredResult, store
 from tasks.weights.pins import Weights
 from tests.support.running import assert_published, contents_of, snapshot
@@ -105,6 +105,33 @@ def results(uploaded_at: datetime = NOON, *, passed: bool = True, failures: tupl
             "validate_mesh", MeshReport(mesh=summary, checks=(check,)), "previews/preview_000.png", "previews.jpg"
         ),
     )
+
+
+def with_views(**values: Any) -> Results:
+    """The results of an engine that used other views of `a`, `b` and `c`."""
+    made = results()
+    files = tuple(FileEntry(path=f"views/{name}.png", bytes=1, sha256="") for name in "abc")
+    capture = made.capture.model_copy(update={"files": files})
+    return made.model_copy(update={"capture": capture, "reconstruction": RECONSTRUCTION.model_copy(update=values)})
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"views_asked": 2}, ()),
+        ({"views_asked": 3}, ("1 view(s) do not show the subject and were left out: c",)),
+        ({"views_asked": 2, "views": ("b",)}, ("1 view(s) do not show the subject and were left out",)),
+        (
+            {"views_asked": 3, "reusable": False},
+            ("2 of 3 views were used: too little free GPU memory for more",),
+        ),
+    ],
+    ids=["all", "one misses the subject", "one of those chosen", "too little memory"],
+)
+def test_views_that_were_not_used_are_told(values: dict[str, Any], told: tuple[str, ...]) -> None:
+    report = with_views(**values).report(PARAMETERS, ())
+    assert report.warnings == told
+    assert report.status == ("warning" if told else "normal")
 
 
 def publish_to(output: Path, made: Results, key: str = "key") -> Path:

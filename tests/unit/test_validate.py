@@ -15,7 +15,7 @@ from tasks.geometry.texture import unwrap
 from tasks.inference.engine import SurfaceFacts
 from tasks.mesh.convert import load_glb
 from tasks.mesh.export import CAPTURE_TO_GLTF, Mesh, glb_of
-from tasks.mesh.validate import captured_points, checks_of, measure, near_distance
+from tasks.mesh.validate import MOST_NEAR, captured_points, checks_of, measure, near_distance
 from tasks.report import Check, status_of
 from tasks.settings import Limits
 from tests.support.tiny import RADIUS, tiny_capture
@@ -128,19 +128,6 @@ def test_a_mesh_far_from_the_captured_points_is_a_failure() -> None:
     assert failed(checked(glb(mesh), points=surface + np.float32(0.1))) == {"captured_share"}
 
 
-def test_near_is_by_noise_and_voxels_if_they_were_measured() -> None:
-    assert near_distance(measured(), 1.0, LIMITS) == pytest.approx(3 * 0.001 + 2 * 0.002)
-    coarse = measured().model_copy(update={"voxel_m": 0.02})
-    assert near_distance(coarse, 1.0, LIMITS) == pytest.approx(3 * 0.001 + 2 * 0.02)
-    noisy = measured().model_copy(update={"noise_m": 0.03, "spread_m": 0.04})
-    assert near_distance(noisy, 1.0, LIMITS) == pytest.approx(3 * 0.05 + 2 * 0.002)
-
-
-def test_near_is_a_share_of_the_diagonal_if_nothing_was_measured_or_a_limit_is_given() -> None:
-    assert near_distance(None, 2.0, LIMITS) == pytest.approx(0.1)
-    assert near_distance(measured(), 2.0, Limits(captured_distance=0.01)) == pytest.approx(0.02)
-
-
 def test_a_mesh_without_its_lower_third_is_a_failure_by_the_sensors_noise() -> None:
     whole = ball()
     points = (trimesh.sample.sample_surface(whole, 3000, seed=1)[0] @ CAPTURE_TO_GLTF.T).astype(np.float32)
@@ -188,6 +175,32 @@ def test_much_surface_that_no_view_saw_is_a_warning(share: float, status: str) -
     assert (checks["invented_share"].value, checks["invented_share"].limit) == (share, 0.15)
     assert status_of(tuple(checks.values())) == status
     assert "invented_share" not in checked(glb(ball()))
+
+
+@pytest.mark.parametrize(
+    ("noise", "spread", "limits", "expected"),
+    [
+        (0.0, 0.0, LIMITS, 0.002),
+        (0.0003, 0.0004, LIMITS, 0.0035),
+        (0.0001, 0.02, LIMITS, MOST_NEAR),
+        (0.0003, 0.0004, Limits(captured_distance=0.2), 0.2),
+    ],
+    ids=["voxels", "noise and voxels", "contradictions", "given"],
+)
+def test_near_follows_from_the_noise_but_contradictions_do_not_pass_as_noise(
+    noise: float, spread: float, limits: Limits, expected: float
+) -> None:
+    facts = SurfaceFacts(
+        subject=Subject(kind="object", reason=""),
+        depth_step_m=0.0,
+        noise_m=noise,
+        noise_m_at_1m=noise,
+        spread_m=spread,
+        voxel_m=0.001,
+        invented_share=0.0,
+    )
+    assert near_distance(facts, 1.0, limits) == pytest.approx(expected)
+    assert near_distance(None, 1.0, LIMITS) == MOST_NEAR
 
 
 def test_captured_points_lie_on_the_captured_ball() -> None:
