@@ -52,6 +52,8 @@ def measured(source: Path, folder: Path) -> tuple[dict[str, float], float, float
         raise SystemExit(f"the command failed: {status}")
     report = json.loads(text)
     seconds = {stage["name"]: stage["seconds"] for stage in report["stages"]}
+    failed = ", ".join(f"{check['name']} {check['value']}" for check in report["checks"] if not check["passed"])
+    print(f"{source.name}: {report['subject']}; failed: {failed or 'nothing'}", file=sys.stderr)
     return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000, report["status"]
 
 
