@@ -27,6 +27,7 @@ HALF_HEIGHT, RADIUS, BELLY, WALL, FLOOR = 0.050, 0.040, 0.004, 0.0055, 0.008
 HANDLE_REACH, HANDLE_LOOP, HANDLE_STRAIGHT, HANDLE_THICKNESS = 0.047, 0.019, 0.011, 0.0062
 CUBE_HALF, GRID = 0.078, 210
 
+RGB = tuple[int, int, int]
 # The paint: sRGB, metres
 CREAM, COBALT, TERRACOTTA, LEAF = (247, 239, 222), (32, 66, 148), (212, 86, 54), (78, 146, 98)
 YOLK, TURQUOISE, MINT, CLAY, BROWN = (246, 188, 62), (112, 188, 190), (178, 218, 208), (208, 166, 132), (150, 96, 68)
@@ -75,9 +76,9 @@ def mug_cameras(mesh: trimesh.Trimesh) -> tuple[Camera, ...]:
 def mug(p: Points) -> NDArray[np.floating]:
     """Signed distance (n,) to the mug, nearly so away from its surface."""
     r, z = np.hypot(p[:, 0], p[:, 1]), p[:, 2]
-    cavity = _rounded_rectangle(r - _belly(z), z - FLOOR - HALF_HEIGHT, RADIUS - WALL, 2 * HALF_HEIGHT, 0.014)
-    foot = _rounded_rectangle(r, z + HALF_HEIGHT, 0.028, 0.002, 0.001)
-    solid = _smooth_union(_body(r, z), _handle(p), 0.010)
+    cavity = rounded_rectangle(r - _belly(z), z - FLOOR - HALF_HEIGHT, RADIUS - WALL, 2 * HALF_HEIGHT, 0.014)
+    foot = rounded_rectangle(r, z + HALF_HEIGHT, 0.028, 0.002, 0.001)
+    solid = smooth_union(_body(r, z), _handle(p), 0.010)
     solid = _smooth_cut(_smooth_cut(solid, cavity, 0.003), foot, 0.002)
     return _smooth_cut(solid, HALF_HEIGHT - z, 0.004)
 
@@ -90,25 +91,25 @@ def paint(p: Points) -> NDArray[np.floating]:
     colour = _scales(colour, angle, z)
     colour = _flowers(colour, angle + np.pi / FLOWERS, z)  # leaves, not a flower, behind the handle
     for height, half_width in LINES:
-        colour = _brush(colour, np.abs(z - height) - half_width, COBALT)
-    colour = _brush(colour, _handle(p) - body, COBALT)
+        colour = brush(colour, np.abs(z - height) - half_width, COBALT)
+    colour = brush(colour, _handle(p) - body, COBALT)
     dots = np.hypot(p[:, 1], (z + DOT_STEP / 2) % DOT_STEP - DOT_STEP / 2) - DOT_RADIUS
     ends = np.abs(z) - 2.5 * DOT_STEP
-    colour = _brush(colour, np.maximum.reduce([dots, ends, HANDLE_REACH + HANDLE_LOOP - p[:, 0]]), CREAM)
+    colour = brush(colour, np.maximum.reduce([dots, ends, HANDLE_REACH + HANDLE_LOOP - p[:, 0]]), CREAM)
 
     inside = np.maximum(body + WALL / 2, FLOOR / 2 - HALF_HEIGHT - z)
-    colour = _brush(colour, inside, TURQUOISE)
-    colour = _brush(colour, np.maximum(inside, _flower(p[:, 0], p[:, 1], 0.022)), CREAM)
-    colour = _brush(colour, np.maximum(inside, r - 0.008), YOLK)
+    colour = brush(colour, inside, TURQUOISE)
+    colour = brush(colour, np.maximum(inside, _flower(p[:, 0], p[:, 1], 0.022)), CREAM)
+    colour = brush(colour, np.maximum(inside, r - 0.008), YOLK)
     depth = np.clip((HALF_HEIGHT - z) / (2 * HALF_HEIGHT), 0, 1)
     colour = colour * (1 - CAVITY_SHADE * depth * (inside < 0))[:, None]
 
-    colour = _brush(colour, HALF_HEIGHT - RIM - z, COBALT)
+    colour = brush(colour, HALF_HEIGHT - RIM - z, COBALT)
     below = z + HALF_HEIGHT - FOOT
-    colour = _brush(colour, below, CLAY)
+    colour = brush(colour, below, CLAY)
     arm = (r / SPIRAL_PITCH - angle / (2 * np.pi)) % 1 - 0.5
     spiral = np.abs(arm) * SPIRAL_PITCH - 0.0008
-    return _brush(colour, np.maximum.reduce([spiral, r - SPIRAL_RADIUS, below]), BROWN)
+    return brush(colour, np.maximum.reduce([spiral, r - SPIRAL_RADIUS, below]), BROWN)
 
 
 def _scales(colour: NDArray[np.floating], angle: Points, z: Points) -> NDArray[np.floating]:
@@ -117,9 +118,9 @@ def _scales(colour: NDArray[np.floating], angle: Points, z: Points) -> NDArray[n
         height = SCALE_TOP - row * SCALE_STEP
         distance = np.hypot(_around(angle + row % 2 * np.pi / SCALES, SCALES), z - height) - SCALE_RADIUS
         above = z - height - SCALE_STEP
-        colour = _brush(colour, np.maximum(distance, above), COBALT)
-        colour = _brush(colour, np.maximum(distance + 0.0011, above), (TURQUOISE, CREAM, MINT)[row % 3])
-    return _brush(colour, SCALE_TOP - z, CREAM)
+        colour = brush(colour, np.maximum(distance, above), COBALT)
+        colour = brush(colour, np.maximum(distance + 0.0011, above), (TURQUOISE, CREAM, MINT)[row % 3])
+    return brush(colour, SCALE_TOP - z, CREAM)
 
 
 def _flowers(colour: NDArray[np.floating], angle: Points, z: Points) -> NDArray[np.floating]:
@@ -127,14 +128,14 @@ def _flowers(colour: NDArray[np.floating], angle: Points, z: Points) -> NDArray[
     x, y = _around(angle, FLOWERS), z - FLOWER_HEIGHT
     between = _around(angle + np.pi / FLOWERS, FLOWERS)
     leaves = np.hypot(np.abs(between) + 0.0055, np.abs(y) - 0.0090) - 0.0085
-    colour = _brush(colour, leaves, LEAF)
-    colour = _brush(colour, np.hypot(between, y) - 0.0022, YOLK)
+    colour = brush(colour, leaves, LEAF)
+    colour = brush(colour, np.hypot(between, y) - 0.0022, YOLK)
     petals = _flower(x, y, FLOWER_RADIUS)
     blue = np.abs(_around(angle, FLOWERS // 2)) * FLOWERS < np.pi * RADIUS
-    colour = _brush(colour, petals, TERRACOTTA)
-    colour = _brush(colour, np.where(blue, petals, np.inf), COBALT)
-    colour = _brush(colour, np.hypot(x, y) - 0.0056, CREAM)
-    return _brush(colour, np.hypot(x, y) - 0.0044, YOLK)
+    colour = brush(colour, petals, TERRACOTTA)
+    colour = brush(colour, np.where(blue, petals, np.inf), COBALT)
+    colour = brush(colour, np.hypot(x, y) - 0.0056, CREAM)
+    return brush(colour, np.hypot(x, y) - 0.0044, YOLK)
 
 
 def _flower(x: Points, y: Points, radius: float) -> NDArray[np.floating]:
@@ -151,15 +152,15 @@ def _around(angle: Points, count: int) -> NDArray[np.floating]:
     return ((angle + step / 2) % step - step / 2) * (RADIUS + BELLY / 2)
 
 
-def _brush(colour: NDArray[np.floating], distance: Points, rgb: tuple[int, int, int]) -> NDArray[np.floating]:
-    """Paints where `distance` is negative."""
+def brush(colour: NDArray[np.floating], distance: Points, rgb: RGB | NDArray[np.floating]) -> NDArray[np.floating]:
+    """Paints where `distance` is negative; rgb: one colour, or (n, 3) 0..255."""
     weight = np.clip(0.5 - distance / BRUSH, 0, 1)[:, None]
     return colour * (1 - weight) + weight * np.array(rgb, float)
 
 
 def _body(r: Points, z: Points) -> NDArray[np.floating]:
     """The mug's outer wall and bottom, open-ended upwards."""
-    return _rounded_rectangle(r - _belly(z), z - HALF_HEIGHT, RADIUS, 2 * HALF_HEIGHT, 0.010)
+    return rounded_rectangle(r - _belly(z), z - HALF_HEIGHT, RADIUS, 2 * HALF_HEIGHT, 0.010)
 
 
 def _belly(z: Points) -> NDArray[np.floating]:
@@ -173,12 +174,13 @@ def _handle(p: Points) -> NDArray[np.floating]:
     return np.hypot(loop, p[:, 1] * 0.8) - HANDLE_THICKNESS
 
 
-def _rounded_rectangle(x: Points, y: Points, half_x: float, half_y: float, radius: float) -> NDArray[np.floating]:
+def rounded_rectangle(x: Points, y: Points, half_x: float, half_y: float, radius: float) -> NDArray[np.floating]:
+    """Signed distance to a rectangle around the origin, its corners rounded by `radius`."""
     qx, qy = np.abs(x) - (half_x - radius), np.abs(y) - (half_y - radius)
     return np.hypot(np.maximum(qx, 0), np.maximum(qy, 0)) + np.minimum(np.maximum(qx, qy), 0) - radius
 
 
-def _smooth_union(a: Points, b: Points, blend: float) -> NDArray[np.floating]:
+def smooth_union(a: Points, b: Points, blend: float) -> NDArray[np.floating]:
     """Polynomial smooth minimum (https://iquilezles.org/articles/smin)."""
     overlap = np.maximum(blend - np.abs(a - b), 0) / blend
     return np.minimum(a, b) - overlap**2 * blend / 4
@@ -186,7 +188,7 @@ def _smooth_union(a: Points, b: Points, blend: float) -> NDArray[np.floating]:
 
 def _smooth_cut(a: Points, b: Points, blend: float) -> NDArray[np.floating]:
     """What of `a` is outside of `b`."""
-    return -_smooth_union(-a, b, blend)
+    return -smooth_union(-a, b, blend)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Captures by simulated sensors of an object that stands on a table. Used by tests/benchmarks/sensors.py and tests."""
+"""Captures by simulated sensors of an object that stands on a table.
+
+Used by tests/benchmarks/sensors.py, tests and tests/data/make_tabletop_sample.py.
+"""
 
 from __future__ import annotations
 
@@ -109,8 +112,17 @@ class FrameWriter:
 
 @lru_cache(maxsize=1)
 def table_scene(shape: str, extent: float = EXTENT) -> tuple[trimesh.Trimesh, trimesh.Trimesh, RayScene]:
-    """An object on the table: its mesh, the mesh of both, and the painted scene of both, in the capture frame."""
-    mesh, paint = _object(shape)
+    """One of `OBJECTS` on the table, as `on_table` gives it."""
+    return on_table(*_object(shape), extent)
+
+
+def on_table(
+    mesh: trimesh.Trimesh, paint: Colours, extent: float = EXTENT
+) -> tuple[trimesh.Trimesh, trimesh.Trimesh, RayScene]:
+    """A painted object on the table: its mesh, the mesh of both, and the painted scene of both, in the capture frame.
+
+    extent: the object's longest side there, metres.
+    """
     scale = extent / mesh.extents.max()
     low, high = mesh.bounds
     foot = np.array([*(low + high)[:2] / 2, low[2]])

@@ -13,7 +13,7 @@ from tasks.capture import masks
 from tasks.capture.contact_sheet import contact_sheet, thumbnail
 from tasks.capture.images import DecodeError
 from tasks.capture.subject import Box
-from tasks.capture.views import View, load_views
+from tasks.capture.views import View, decoded_views, load_views
 from tests.support.tiny import RADIUS, SIZE, Content, ball_depth, edited, encoded, ring, steps, tiny_capture
 
 GOOD = tiny_capture()
@@ -37,6 +37,20 @@ def test_views_have_everything() -> None:
     np.testing.assert_array_equal(view.mask, ball_depth(camera) > 0)
     np.testing.assert_allclose(view.depth, ball_depth(camera), atol=1e-4)
     np.testing.assert_allclose(view.camera.camera_to_world, camera.camera_to_world)
+
+
+def test_views_are_decoded_as_they_are_taken() -> None:
+    content = tiny_capture(40)
+    read: list[str] = []
+
+    def reader(path: str) -> bytes:
+        read.append(path)
+        return content[path]
+
+    views = decoded_views(content, reader)
+    assert next(views).name == "view_000"
+    assert len(read) < 40
+    assert len([*views]) == 39
 
 
 def test_depth_and_camera_give_the_surface() -> None:

@@ -33,7 +33,7 @@ from tasks.settings import FusionParameters
 
 FUSION_VERSION = "3"
 MIN_VIEWS = 3  # with fewer, most of the object would be a guess
-MOST_VIEWS = 150  # more cost memory (about 12 MB each at 640 x 480) and add little
+MOST_VIEWS = 100  # a view costs some 20 MB at 640 x 480; more of them would add little
 
 THREADS = 2
 # Points worked on at once: fits the caches, and is too few for OpenBLAS to start threads of its own in each of ours
