@@ -153,7 +153,7 @@ def _cut_out(view: View, subject: Subject, contact: float) -> DepthMap | None:
     shown = view.of(subject)
     if subject.box is not None and shown is not view:
         half, axes = np.array(subject.box.half), np.array(subject.box.axes)
-        lowered = Box.of(subject.box.centre - axes[2] * contact, half + [0, 0, contact], axes)
+        lowered = Box.of(subject.box.centre - axes[2] * contact, half + np.array([0, 0, contact]), axes)
         shown = replace(shown, depth=view.within(lowered).depth)
     return cut_out(shown)
 
