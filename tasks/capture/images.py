@@ -33,8 +33,8 @@ _EXR_CHANNELS = 4
 _EXR_LOCK = Lock()
 # A depth map that repeats each pixel up to so many times along both sides was enlarged by nearest neighbour
 _LARGEST_BLOCK = 16
-# Such repetition is more than chance if neighbours differ at more than this share of the blocks' borders.
-_BORDERS_THAT_DIFFER = 0.25
+# ... if it changes from block to block in so many places at least, along both: fewer may be the edges of a flat box.
+_FEWEST_CHANGES = 8
 _SAVE_AGAIN = "replace it with a file that opens, or remove it"
 
 # We have a limit of our own, which is an error; Pillow's warning would only be noise beside it.
@@ -139,9 +139,7 @@ def _block(metres: NDArray[np.float32]) -> int:
     """
     differ = [np.flatnonzero((np.diff(metres, axis=axis) != 0).any(axis=1 - axis)) + 1 for axis in (0, 1)]
     block = int(np.gcd.reduce(np.concatenate([*differ, metres.shape])))
-    borders = [size / block - 1 for size in metres.shape]
-    enough = all(len(at) > _BORDERS_THAT_DIFFER * count for at, count in zip(differ, borders, strict=True))
-    return block if block <= _LARGEST_BLOCK and enough else 1
+    return block if block <= _LARGEST_BLOCK and min(map(len, differ)) >= _FEWEST_CHANGES else 1
 
 
 @contextmanager

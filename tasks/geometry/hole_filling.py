@@ -22,8 +22,8 @@ JUMP_VOXELS = 2.0
 # there, readings contradict each other
 RIM_RINGS = 3
 CLEARANCE_VOXELS = 1.0  # thickness of solid that stays in front of a vertex that moves into it
-# Larger patches are bent by so many steps of conjugate gradients from where they are: factorising 160,000 vertices took
-# 8 GB
+# Larger patches are bent by so many steps of conjugate gradients from where they are: factorised, a room's unseen
+# surface took 8 GB
 MOST_FACTORISED = 50_000
 STEPS = 400
 WAY_STEPS = 16  # places along a vertex's way that are checked

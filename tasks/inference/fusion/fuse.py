@@ -18,7 +18,7 @@ from scipy import ndimage
 from skimage.measure import marching_cubes
 
 from tasks.capture.camera import Camera
-from tasks.capture.subject import Subject
+from tasks.capture.subject import Box, Subject
 from tasks.capture.views import View
 from tasks.errors import InferenceFailed
 from tasks.geometry.depth import DepthMap, cut_out, tangent_planes, window_for
@@ -82,7 +82,8 @@ def fuse(views: Sequence[View], parameters: FusionParameters, progress: Callable
     sensor = measured_noise([view.depth for view in views if view.depth is not None])
     subject = _subject(views, sensor, parameters)
     with ThreadPoolExecutor(THREADS) as pool:
-        cut = list(pool.map(lambda view: cut_out(view.of(subject)), views))
+        contact = _contact(subject)
+        cut = list(pool.map(lambda view: _cut_out(view, subject, contact), views))
         maps = [depth_map for depth_map in cut if depth_map is not None]
         names = tuple(
             view.name
@@ -104,11 +105,11 @@ def fuse(views: Sequence[View], parameters: FusionParameters, progress: Callable
         progress(0.1)
         planes = list(pool.map(lambda depth_map: tangent_planes(depth_map, sensor), maps))
         spread = spread_between(maps, planes)
-        grid = grid_around(maps, planes, parameters, spread, floor)
+        grid = grid_around(maps, planes, parameters, spread, floor, contact)
         truncation = _truncation(grid.voxel, sensor, spread, maps)
         seen = [SeenSpace.of(*pair, grid.cell_radius, truncation) for pair in zip(maps, planes, strict=True)]
         progress(0.4)
-        volume, measured = _volume(seen, grid, truncation, floor, pool)
+        volume, measured = _volume(seen, grid, truncation, floor, contact + grid.voxel, pool)
     progress(0.8)
     vertices, faces, invented = _surface(volume, measured, grid, int(THIN_SPREADS * spread / grid.voxel))
     if subject.kind == "object" and parameters.subject == "auto" and invented > OPEN_SHARE:
@@ -139,6 +140,24 @@ def _subject(views: Sequence[View], sensor: DepthNoise, parameters: FusionParame
             " give bounds in transforms.json or alpha in the views, or set infer.fusion.subject=surface"
         )
     return found or Subject(kind="surface", reason="no masks, and no object on a plane was found: all that was seen")
+
+
+def _contact(subject: Subject) -> float:
+    """Height above the supporting plane, metres, below which its readings cannot be told from the object's."""
+    if subject.plane is None or subject.box is None:
+        return 0.0
+    height = np.dot(subject.plane[:3], subject.box.centre) + subject.plane[3]
+    return float(height - subject.box.half[2])
+
+
+def _cut_out(view: View, subject: Subject, contact: float) -> DepthMap | None:
+    """The subject's part of a depth map, with the plane's readings next to it: they show free space around its foot."""
+    shown = view.of(subject)
+    if subject.box is not None and shown is not view:
+        half, axes = np.array(subject.box.half), np.array(subject.box.axes)
+        lowered = Box.of(subject.box.centre - axes[2] * contact, half + np.array([0, 0, contact]), axes)
+        shown = replace(shown, depth=view.within(lowered).depth)
+    return cut_out(shown)
 
 
 def _rough_centre(maps: Sequence[DepthMap]) -> NDArray[np.float64]:
@@ -175,19 +194,23 @@ def _volume(
     grid: VoxelGrid,
     truncation: float,
     floor: NDArray[np.float64] | None,
+    contact: float,
     pool: ThreadPoolExecutor,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Signed distances of all voxels of the grid: exact in the cells that the surface crosses, else of one sign.
 
     Also gives the voxels that have been measured. Starts with the cells at measured points and grows to wherever
-    neighbouring voxels of two cells disagree. Space below the floor is free.
+    neighbouring voxels of two cells disagree. Space below the floor is free, and up to the height `contact` (metres)
+    above it the object has the cross-section that it has there: what is unseen around its foot is not part of it.
     """
 
     def distances(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        distance, measured = signed_distance(points, grid.cell_radius, seen, truncation)
         if floor is None:
-            return distance, measured
-        below = -(points @ floor[:3].astype(np.float32) + np.float32(floor[3]))
+            return signed_distance(points, grid.cell_radius, seen, truncation)
+        up = floor[:3].astype(np.float32)
+        below = -(points @ up + np.float32(floor[3]))
+        lifted = points + np.maximum(below + np.float32(contact), 0)[..., None] * up
+        distance, measured = signed_distance(lifted, grid.cell_radius, seen, truncation)
         return np.maximum(distance, np.minimum(below, np.float32(truncation))), measured | (np.abs(below) < grid.voxel)
 
     coarse = np.concatenate([found for found, _ in pool.map(distances, _chunks(grid.cell_centres(), CHUNK_POINTS))])

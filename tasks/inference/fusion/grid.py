@@ -64,16 +64,19 @@ def grid_around(
     parameters: FusionParameters,
     spread: float,
     floor: NDArray[np.float64] | None,
+    contact: float,
 ) -> VoxelGrid:
     """Voxels as fine as the capture's pixels, around all surface points that no view sees as background.
 
     spread: metres by which the views contradict each other; no voxel is finer. floor: (4,), the plane that the object
-    stands on and reaches down to.
+    stands on and reaches down to. contact: height in metres above it up to which points may be its own.
 
     Raises InferenceFailed if there is no such point.
     """
     points = np.concatenate([one.points for one in planes])
     points = points[:: max(len(points) // BOUNDS_SAMPLES, 1)]
+    if floor is not None:
+        points = points[points @ floor[:3] + floor[3] > contact]
     for depth_map in maps:
         pixel, _, in_image = pixels_of(depth_map, points)
         points = points[~(in_image & (depth_map.silhouette.take(pixel, mode="clip") > 0))]

@@ -1,0 +1,81 @@
+"""Depth as sensors deliver it: enlarged depth maps, the foot of an object on a table, large unseen parts."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from skimage.measure import marching_cubes
+
+from tasks.capture.camera import Camera
+from tasks.capture.images import DecodedDepth, decode_depth
+from tasks.capture.subject import Box, Subject
+from tasks.capture.views import View
+from tasks.geometry import hole_filling
+from tasks.geometry.depth import cut_out
+from tasks.inference.fusion.fuse import _contact, _cut_out
+
+
+def decoded(metres: NDArray[np.float32]) -> DecodedDepth:
+    stream = io.BytesIO()
+    np.save(stream, metres)
+    return decode_depth("depth/a.npy", stream.getvalue(), 0.001, None, 1_000_000)
+
+
+def ramp(height: int, width: int) -> NDArray[np.float32]:
+    rows, columns = np.indices((height, width))
+    return (1 + 0.01 * rows + 0.002 * columns).astype(np.float32)
+
+
+@pytest.mark.parametrize("block", [2, 3, 4, 8])
+def test_enlarged_depth_is_read_at_its_native_size(block: int) -> None:
+    native = ramp(24, 32)
+    native[:9] = 0  # rows without a reading do not differ from each other
+    found = decoded(np.kron(native, np.ones((block, block), np.float32)))
+    np.testing.assert_array_equal(found.metres, native)
+    np.testing.assert_array_equal(found.read, native > 0)
+
+
+def test_depth_that_repeats_by_chance_keeps_its_size() -> None:
+    wall = np.ones((64, 64), np.float32)
+    box = wall.copy()
+    box[16:48, 16:48] = 0.5  # all of its edges lie at multiples of 16
+    steps = np.repeat(ramp(64, 16), 4, axis=1)  # along one side only
+    for metres in (wall, box, steps, ramp(64, 64)):
+        np.testing.assert_array_equal(decoded(metres).metres, metres)
+
+
+def test_the_table_around_a_foot_shows_free_space() -> None:
+    """Readings of the table beside the object carve, else what its silhouette hides there stays as a crust."""
+    depth = np.full((60, 60), 1.0, np.float32)  # a table seen from 1 m above
+    depth[20:40, 20:40] = 0.9
+    pose = np.eye(4)
+    pose[2, 3] = 1.0
+    camera = Camera(60, 60, 100.0, 100.0, 30.0, 30.0, pose)
+    view = View("a", np.zeros((60, 60, 3), np.uint8), np.ones((60, 60), bool), depth, camera)
+    box = Box(centre=(0, 0, 0.06), half=(0.2, 0.2, 0.055), axes=((1, 0, 0), (0, 1, 0), (0, 0, 1)))
+    subject = Subject(kind="object", box=box, plane=(0, 0, 1, 0))
+    assert _contact(subject) == pytest.approx(0.005)
+    found, alone = _cut_out(view, subject, _contact(subject)), cut_out(view.of(subject))
+    assert found is not None
+    assert alone is not None
+    np.testing.assert_array_equal(found.silhouette, alone.silhouette)  # the table is background as before
+    np.testing.assert_allclose(np.unique(alone.depth), [0, 0.9])
+    np.testing.assert_allclose(np.unique(found.depth), [0, 0.9, 1.0])
+
+
+def test_a_large_patch_is_bent_in_steps_to_nearly_the_same_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = np.stack(np.meshgrid(*[np.arange(40)] * 3, indexing="ij"), axis=-1)
+    vertices, faces, _, _ = marching_cubes(np.linalg.norm(grid - 19.5, axis=-1) - 15, 0.0)
+    links = hole_filling._links(faces, len(vertices))
+    patch = vertices[:, 2] > 30
+    dented = vertices.astype(np.float64)
+    dented[patch, 2] = 30.0
+    exact = hole_filling._thin_plate(dented, links, patch)
+    monkeypatch.setattr(hole_filling, "MOST_FACTORISED", 0)
+    relaxed = hole_filling._thin_plate(dented, links, patch)
+    before = np.abs(dented[patch] - exact).max()
+    assert before > 1
+    assert np.abs(relaxed - exact).max() < 0.05 * before
