@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -67,6 +68,15 @@ def kill(stack: Running, command: bytes) -> None:
     os.kill(int(process.name), signal.SIGKILL)
 
 
+def killed(stack: Running, part: str) -> list[int]:
+    """SIGKILL what there still is of a part of the stack."""
+    found = members(stack.folder, part=part)
+    for pid in found:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return found
+
+
 @pytest.fixture(scope="module", autouse=True)
 def lost(stack: Running, upload: Callable[[str], str]) -> str:
     """A run whose machine is gone: worker and process are killed at once, and nobody tells the server.
@@ -77,8 +87,8 @@ def lost(stack: Running, upload: Callable[[str], str]) -> str:
     run = stack.run(upload("lost"), infer__seed="6", **SLOW)
     inferring(stack, run)
     stack.process.send_signal(signal.SIGSTOP)
-    for pid in members(stack.folder, part="worker-cpu-0"):
-        os.kill(pid, signal.SIGKILL)
+    # all are gone before the stack goes on: it would tell the server of a run that it still finds
+    wait_for("the end of the machine", lambda: not killed(stack, "worker-cpu-0"), PATIENCE)
     stack.process.send_signal(signal.SIGCONT)
     return run
 
