@@ -34,13 +34,13 @@ class Finding:
     name: str
     """The thing."""
     found: str
-    """What was found, for people."""
+    """The finding, for people."""
     needed_for: Purpose
     """The runs that need it."""
     ok: bool
     """True if it is as those runs need it."""
     todo: str = ""
-    """What to do if it is not."""
+    """The remedy."""
 
 
 def findings(runtime: Runtime, weights: Callable[[], str], store: Location) -> list[Finding]:

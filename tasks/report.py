@@ -127,7 +127,7 @@ class Report(BaseModel):
     sensor: SensorSummary | None = None
     """The depth sensor; None if the engine does not use depth."""
     subject: str = ""
-    """What the mesh is of, and how that was decided; empty if the engine does not say it."""
+    """The object or surface that the mesh shows, and how it was found; empty if the engine does not say it."""
     mesh: MeshSummary
     """Measurements of the mesh."""
     registration: RegistrationSummary | None = None
@@ -139,7 +139,7 @@ class Report(BaseModel):
     checks: tuple[Check, ...]
     """All checks of the run."""
     warnings: tuple[str, ...] = ()
-    """What a person should know about the capture, one line for each kind."""
+    """Warnings about the capture, one line for each kind."""
     stages: tuple[StageTiming, ...]
     """The stages before `publish`, in the order in which they ended."""
     outputs: tuple[FileEntry, ...]

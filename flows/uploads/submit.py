@@ -53,7 +53,7 @@ UNENDED = (*AHEAD, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING)
 
 
 SubmissionState = Literal["published", "submitted", "incomplete", "waiting", "quarantined", "gone"]
-"""What has become of an upload.
+"""State of an upload after a hint.
 
 published: its asset is there. submitted: a run is scheduled or at work. incomplete: files are missing. waiting: it has
 failed, and is tried again later. quarantined: it has failed, and is not tried again until its content changes or a

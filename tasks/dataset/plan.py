@@ -32,7 +32,7 @@ LIST_SUFFIXES = (".txt", ".csv", ".jsonl")
 _PARALLEL_READS = 32
 
 PlanState = Literal["published", "cached", "new", "failed", "invalid"]
-"""What is to be done for a capture.
+"""Work that a dataset run has for a capture.
 
 published: nothing, the newest asset is of this upload. cached: the store has its inference. new: everything. failed:
 nothing until its content changes or a person asks. invalid: nothing, it cannot be reconstructed as it is.

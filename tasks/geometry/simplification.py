@@ -93,7 +93,7 @@ def _compared(vertices: Vertices, faces: Faces, dense: SampledSurface, budget: i
 def _mended(vertices: Vertices, faces: Faces, budget: int) -> tuple[Vertices, Faces]:
     """At most `budget` faces, closed and manifold; more only if the library finds nothing more to collapse."""
     for aggression in AGGRESSIONS:
-        # starting again from what is left forgets the errors that defects have piled up
+        # each pass begins without the errors that defects have caused in the one before
         vertices, faces = repair(*collapsed(vertices, faces, budget, aggression))
         if len(faces) <= budget:
             break

@@ -28,8 +28,8 @@ CRUMB_FRACTION = 0.01
 LOOSE_FRACTION = 0.02
 # A closed piece of less volume than this share of its area to the power of 3/2 encloses nothing; a ball has 0.09
 FLAT = 1e-6
-# A mesh with defects is simplified to this many times its budget first: starting over forgets the errors that the
-# defects have piled up, and leaves 0.6 times the distance to the dense mesh
+# A mesh with defects is simplified in two passes, first to this many times its budget. The second pass begins without
+# the errors that the defects have caused, and its mesh is nearer to the dense one (0.6 times the distance)
 FIRST_PASS = 5
 INSIDE_SAMPLES = 5  # vertices of a piece that tell whether it lies inside of another
 

@@ -18,7 +18,7 @@ from tasks.settings import ExporterName, InferParameters
 
 
 class SurfaceFacts(BaseModel):
-    """What an engine measured on the depth maps and on the surface that it made of them. All in metres."""
+    """Measurements on the depth maps and on the surface that an engine made of them. Lengths in metres."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -73,7 +73,7 @@ class Output(Protocol):
 
     @property
     def surface(self) -> SurfaceFacts | None:
-        """What was measured on the surface; None if nothing was."""
+        """The measurements on the surface; None if nothing was measured."""
         ...
 
     def to_safetensors(self) -> bytes:
@@ -105,7 +105,7 @@ class Engine(ABC):
     version: str
     """Part of the cache key: a new one for other results."""
     needs: Needs
-    """What a capture must have."""
+    """The needs that a capture must meet."""
     exporter: ExporterName
     """The exporter that `auto` means."""
     has_weights: bool

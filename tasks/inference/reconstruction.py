@@ -80,7 +80,7 @@ class Reconstruction(StoredResult):
     """How `to_capture` was found; None if the engine works in the capture's frame, or the capture has no cameras and
     depth to register to."""
     surface: SurfaceFacts | None = None
-    """What the engine measured on the surface; None if it measures nothing."""
+    """The engine's measurements on the surface; None if it measures nothing."""
 
     def safetensors(self) -> bytes:
         """The engine's output (`Output.to_safetensors`), read from the store."""

@@ -50,11 +50,11 @@ class Mesh(StoredResult):
     export_error: SurfaceDistance | None = None
     """Distance from the dense surface; None, as the next two, if the engine's own exporter removed the faces."""
     export_limit_m: float | None = None
-    """What the 99.9th percentile of that distance should not exceed, in metres."""
+    """Limit of the 99.9th percentile of that distance, in metres."""
     face_budget: int | None = None
     """Number of faces that was asked for."""
     surface: SurfaceFacts | None = None
-    """What the engine measured on the surface; None if it measures nothing."""
+    """The engine's measurements on the surface; None if it measures nothing."""
 
     def glb(self) -> bytes:
         """`mesh.glb`, read from the store."""

@@ -119,7 +119,7 @@ class Results(BaseModel):
         return store().read(owner, path)
 
     def _warnings(self) -> list[str]:
-        """What a person should know beside the capture's own warnings."""
+        """Warnings beside the capture's own."""
         reconstruction = self.reconstruction
         used, asked = reconstruction.views, reconstruction.views_asked
         if len(used) == asked:

@@ -1,4 +1,4 @@
-"""What the store holds, and which of it may be removed.
+"""Inventory of the store, and the choice of entries that may be removed.
 
 A published asset needs nothing of the store: its files are copies. To remove an entry costs only the time to make it
 again, if it is asked for again. A running flow needs the entries that it has made or found. Therefore no entry is
@@ -81,12 +81,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What the store holds."""
+    """Entries of the store."""
 
     entries: tuple[Item, ...]
     """Results that runs may use."""
     leftovers: tuple[Item, ...]
-    """What no run uses: left by killed runs, and records of earlier versions."""
+    """Files that no run uses: left by killed runs, and records of earlier versions."""
 
 
 def age(text: str) -> timedelta:

@@ -1,4 +1,4 @@
-"""What this process keeps between tests: settings, store and clients in caches; logs and events on their way."""
+"""State of this process between tests: settings, store and clients in caches; logs and events on their way."""
 
 from __future__ import annotations
 

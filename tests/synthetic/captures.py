@@ -23,7 +23,7 @@ OUTLIER_RANGE = 0.1  # metres a depth outlier strays to either side
 
 @dataclass(frozen=True)
 class Truth:
-    """What a synthetic capture was made from: mesh (watertight) and cameras in the capture frame, z-up metres."""
+    """The truth behind a synthetic capture: mesh (watertight) and cameras in the capture frame, z-up metres."""
 
     folder: Path
     mesh: trimesh.Trimesh

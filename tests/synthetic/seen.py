@@ -1,4 +1,4 @@
-"""What a perfect sensor would see of a scene, and what a second eye or light by way of other surfaces changes.
+"""View of a perfect sensor of a scene, and what a second eye or light by way of other surfaces changes.
 
 Used by `sensors`, whose models start from it.
 """
@@ -23,7 +23,7 @@ SHADOW_TOLERANCE = 0.005  # of the distance: a surface does not hide itself from
 
 @dataclass(frozen=True)
 class Seen:
-    """What a perfect sensor would see: the input of every sensor model.
+    """View of a perfect sensor: the input of every sensor model.
 
     Pixels of `camera` that hit nothing are 0 in all maps (h, w): depth (metres along the axis), cosine (of the angle
     between the surface's normal and the ray), albedo (0..1, linear). normals: (f, 3) of the scene's faces.

@@ -292,7 +292,7 @@ def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float
 
 
 def _fails(value: Map, threshold: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Where a value is too small, in blobs: half of the pixels that are exactly at the threshold."""
+    """Blobs of pixels with small values: half of the pixels that are exactly at the threshold."""
     return value < threshold * np.exp(0.3 * _smooth_noise(rng, value.shape, 1.5))
 
 

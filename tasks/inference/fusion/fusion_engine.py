@@ -27,7 +27,7 @@ class Fused:
     views: tuple[str, ...]
     """Names of the views that were fused"""
     surface: SurfaceFacts
-    """What was measured"""
+    """The measurements"""
     colours = None
     reduced = False
     to_capture = np.eye(4)
