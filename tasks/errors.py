@@ -46,15 +46,16 @@ def grouped(problems: Sequence[Problem]) -> tuple[str, ...]:
     """One line for each kind of problem, with a count and examples. Two are of one kind if only numbers differ."""
     kinds: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
-        kinds.setdefault((_NUMBER.sub("#", problem.what), problem.todo), []).append(problem)
+        kind = _NUMBER.sub("#", problem.what), _NUMBER.sub("#", problem.todo)
+        kinds.setdefault(kind, []).append(problem)
     lines = []
-    for (_, todo), alike in kinds.items():
+    for alike in kinds.values():
         if len(alike) == 1:
             lines.append(str(alike[0]))
             continue
         examples = ", ".join(problem.where for problem in alike[:_EXAMPLES])
         more = ", ..." if len(alike) > _EXAMPLES else ""
-        lines.append(f"{len(alike)} files ({examples}{more}): {alike[0].what}; {todo}")
+        lines.append(f"{len(alike)} files ({examples}{more}): {alike[0].what}; {alike[0].todo}")
     return tuple(lines)
 
 
@@ -72,8 +73,9 @@ class CaptureRefused(InputError):
     def __init__(self, capture: str, problems: Sequence[Problem]) -> None:
         self.capture = capture
         self.problems = tuple(problems)
-        lines = "\n".join(f"  - {problem}" for problem in self.problems)
-        super().__init__(f"capture {capture} is refused, {len(self.problems)} problem(s):\n{lines}")
+        kinds = grouped(self.problems)
+        lines = "\n".join(f"  - {line}" for line in kinds)
+        super().__init__(f"capture {capture} is refused, {len(kinds)} problem(s):\n{lines}")
 
     def __reduce__(self) -> tuple[type[CaptureRefused], tuple[str, tuple[Problem, ...]]]:
         return type(self), (self.capture, self.problems)

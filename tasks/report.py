@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.capture.layouts import OWN
 from tasks.geometry.surface_distance import SurfaceDistance
 from tasks.inference.reconstruction import RegistrationSummary
 from tasks.progress import StageTiming
@@ -32,7 +33,9 @@ class CaptureSummary(BaseModel):
     views_used: int
     """Number of the views that the engine used."""
     has_cameras: bool
-    """True if it has a transforms.json."""
+    """True if every view has a camera."""
+    layout: str = OWN.name
+    """Name of the layout that it is in: `capture2mesh` is this project's own."""
 
 
 class EngineSummary(BaseModel):

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 # OpenGL camera axes (x right, y up, looks along -z) to the axes of a pinhole projection (y down, looks along +z)
 _GL_TO_PINHOLE = np.array([1.0, -1.0, -1.0])
+_NO_HIGHER_TERMS = (0.0, 0.0, 0.0, 0.0)
+# Places along each side at which a distortion is checked, and what its inverse may miss by, pixels
+_CHECKED, _HALF_A_PIXEL = 17, 0.5
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Camera:
     """Principal point, pixels from the upper border"""
     camera_to_world: NDArray[np.float64]
     """(4, 4) in OpenGL axes (x right, y up, looks along -z), metres, world z-up"""
-    distortion: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """OpenCV's (k1, k2, p1, p2)"""
+    distortion: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    """In OpenCV's order: k1 k2 p1 p2, and optional k3, and k4 k5 k6 of its rational model"""
 
     @property
     def centre(self) -> NDArray[np.float64]:
@@ -97,16 +100,31 @@ class Camera:
         rays = self.directions(np.column_stack([columns, rows]) + 0.5)
         return self.centre + depth[:, None] * rays
 
+    def distortion_inverts(self) -> bool:
+        """True if a direction can be found for every place in the picture: checked on a grid, to half a pixel."""
+        x, y = (np.linspace(0.5, side - 0.5, _CHECKED) for side in (self.width, self.height))
+        pixels = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+        focal, centre = np.array([self.fl_x, self.fl_y]), np.array([self.cx, self.cy])
+        with np.errstate(all="ignore"):
+            there = (pixels - centre) / focal
+            xy = self._undistort(there)
+            missed = (np.abs(self._distort(xy) - there) * focal).max()
+            # where the picture folds, neighbours change places
+            right, down = np.eye(2) / focal.max()
+            across = self._distort(xy + right)[:, 0] > self._distort(xy)[:, 0]
+            along = self._distort(xy + down)[:, 1] > self._distort(xy)[:, 1]
+        return bool(missed < _HALF_A_PIXEL and across.all() and along.all())
+
     def _axes(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """The pinhole axes in the world: x to the right, y down, z ahead."""
         right, down, ahead = (self.camera_to_world[:3, :3] * _GL_TO_PINHOLE).T
         return right, down, ahead
 
     def _distort(self, xy: NDArray[np.floating]) -> NDArray[np.floating]:
-        k1, k2, p1, p2 = self.distortion
+        k1, k2, p1, p2, k3, k4, k5, k6 = (*self.distortion, *_NO_HIGHER_TERMS)[:8]
         x, y = xy[:, 0], xy[:, 1]
         r2 = x * x + y * y
-        radial = 1 + r2 * (k1 + k2 * r2)
+        radial = (1 + r2 * (k1 + r2 * (k2 + r2 * k3))) / (1 + r2 * (k4 + r2 * (k5 + r2 * k6)))
         return np.column_stack(
             [
                 x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x),

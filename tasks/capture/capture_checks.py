@@ -10,26 +10,16 @@ from pydantic import BaseModel, ValidationError
 from scipy.spatial import cKDTree
 
 from tasks.capture.contact_sheet import Thumbnail
-from tasks.capture.layout import (
-    DEPTH,
-    MANIFEST,
-    TRANSFORMS,
-    VIEWS,
-    Layout,
-    Reader,
-    belongs,
-    declared_files,
-    leaves_folder,
-    pair,
-)
-from tasks.capture.transforms import Cameras, load_cameras
+from tasks.capture.images import UPRIGHT
+from tasks.capture.layout import MANIFEST, TRANSFORMS, VIEWS, Reader, declared_files, leaves_folder
+from tasks.capture.layouts import OWN, content_of, ignored_of, read_layout
+from tasks.capture.layouts.layout_reader import Layout
 from tasks.capture.view_checks import Facts, ViewReport, inspect
-from tasks.capture.views import depth_file
 from tasks.errors import CaptureRefused, Problem
 from tasks.store.location import FileEntry
 from tasks.store.results import StoredResult
 
-RULES_VERSION = "2"
+RULES_VERSION = "3"
 
 _THREADS = 2
 # Below this share of the capture's median sharpness a view looks blurred: on photographs a Gaussian blur of 1 pixel
@@ -43,6 +33,8 @@ _STRAY_SHARE = 0.8
 _MEETING_VIEWS = 3
 # Two cameras are the same if all elements of their matrices (metres and cosines) differ by less than this.
 _SAME_CAMERA = 1e-6
+# From this share of views with the camera of another one on, the poses are not of these pictures.
+_STILL_SHARE = 0.5
 
 
 class Needs(BaseModel, frozen=True):
@@ -65,6 +57,8 @@ class CaptureReport(StoredResult):
     """Findings that do not stop a reconstruction"""
     has_cameras: bool
     """True if every view has a camera"""
+    layout: str = OWN.name
+    """Name of the layout that the capture is in"""
 
     @property
     def lacks_masks(self) -> bool:
@@ -80,11 +74,14 @@ def examine(
     manifest: str | None = None,
     others: Sequence[str] = (),
     found: Sequence[Problem] = (),
+    part: str = "",
 ) -> tuple[CaptureReport, list[Thumbnail]]:
     """Check a capture against an engine's needs: the report, and a thumbnail of each view.
 
     manifest: the text of its manifest.json. others: names beside the capture's files. found: problems that are known
-    already. Every file is read and decoded once; two decoded views at most are in memory. Raises CaptureRefused with
+    already. part: the object that is meant, of several.
+
+    Every file is read and decoded once; two decoded views at most are in memory. Raises CaptureRefused with
     all problems.
     """
     problems, warnings = list(found), list[Problem]()
@@ -92,20 +89,22 @@ def examine(
     problems += [_leaving(name) for name in names if leaves_folder(name)]
     if manifest is not None:
         problems += check_manifest(manifest, files)
-    empty = {file.path for file in files if file.bytes == 0 and belongs(file.path)} - {TRANSFORMS}
+    listed = [name for name in names if not leaves_folder(name)]
+    content = content_of(listed)
+    empty = {file.path for file in files if file.bytes == 0 and file.path in content} - {TRANSFORMS}
     problems += [Problem(where=path, what="is empty (0 bytes)", todo="upload it again") for path in sorted(empty)]
-    layout = pair(names)
-    cameras, wrong = load_cameras(layout, read)
+    layout = read_layout(listed, read, part)
+    wrong = layout.camera_problems
     (problems if needs.cameras else warnings).extend(wrong)
-    problems += _check_names(layout, needs)
-    warnings += [_ignored(path) for path in layout.ignored]
-    if needs.cameras and (cameras.named or not wrong):
-        problems += _check_cameras_are_there(layout, cameras)
-    (problems if needs.metric_depth else warnings).extend(_check_depth_is_there(layout, cameras, needs))
+    problems += [*layout.problems, *_check_names(layout, needs)]
+    warnings += [*layout.warnings, *map(_ignored, ignored_of(listed))]
+    if needs.cameras and (layout.cameras.named or not wrong):
+        problems += _check_cameras_are_there(layout)
+    (problems if needs.metric_depth else warnings).extend(_check_depth_is_there(layout, needs))
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        readable = [view for view in layout.views if not empty & {view.image, depth_file(view, cameras)}]
-        inspected = list(pool.map(lambda view: inspect(view, cameras, read), readable))
+        readable = [view for view in layout.views if not empty & {view.image, view.depth, view.mask}]
+        inspected = list(pool.map(lambda view: inspect(view, layout.cameras, read), readable))
     for view in inspected:
         problems += view.problems
         warnings += view.warnings
@@ -116,13 +115,17 @@ def examine(
     problems += _check_enough_show_the_object(facts, needs)
     copies, alike = _check_copies(facts)
     problems += copies
-    warnings += alike + _check_blur(facts) + _check_same_camera(facts) + _check_meeting(facts)
+    problems += _check_orientation(facts)
+    same = _check_same_camera(facts)
+    (problems if needs.cameras and len(same) >= _STILL_SHARE * len(facts) else warnings).extend(same)
+    warnings += alike + _check_blur(facts) + _check_meeting(facts)
     if problems:
         raise CaptureRefused(capture, problems)
     report = CaptureReport(
         views=tuple(_with_verdict(view, warnings) for view in facts),
         warnings=tuple(warnings),
         has_cameras=all(view.camera is not None for view in facts),
+        layout=layout.name,
     )
     return report, [view.thumbnail for view in facts]
 
@@ -135,12 +138,14 @@ def check_manifest(manifest: str, files: Sequence[FileEntry]) -> list[Problem]:
         what = f"is not a valid manifest ({error.errors(include_url=False)[0]['msg']})"
         return [Problem(where=MANIFEST, what=what, todo="write it again, or remove it")]
     there = {file.path: file for file in files}
+    inside = {entry.path for entry in declared if not leaves_folder(entry.path)}
+    content = content_of({*there, *inside})
     problems = []
     for entry in declared:
         path = entry.path
         if leaves_folder(path):
             problems.append(_leaving(path, MANIFEST))
-        elif not belongs(path):
+        elif path not in content:
             continue
         elif path not in there:
             problems.append(Problem(where=path, what=f"is missing; {MANIFEST} lists it", todo="upload it"))
@@ -180,30 +185,46 @@ def _ignored(path: str) -> Problem:
     )
 
 
-def _check_cameras_are_there(layout: Layout, cameras: Cameras) -> list[Problem]:
-    if not layout.has_transforms:
+def _check_cameras_are_there(layout: Layout) -> list[Problem]:
+    cameras = layout.cameras
+    if not cameras.source:
         todo = "add it (nerfstudio's convention), or write it for a known rig with `capture2mesh rig`"
         return [Problem(where=TRANSFORMS, what="is missing, and the engine needs cameras", todo=todo)]
     return [
-        Problem(where=view.image, what=f"has no camera in {TRANSFORMS}", todo="add its frame, or remove the view")
+        Problem(where=view.image, what=f"has no camera in {cameras.source}", todo="add its frame, or remove the view")
         for view in layout.views
         if view.name not in cameras.named
     ]
 
 
-def _check_depth_is_there(layout: Layout, cameras: Cameras, needs: Needs) -> list[Problem]:
-    used = {depth_file(view, cameras) for view in layout.views}
+def _check_depth_is_there(layout: Layout, needs: Needs) -> list[Problem]:
+    some = any(view.depth is not None for view in layout.views)
     problems = [
-        Problem(where=view.image, what="has no depth map", todo=f"add {DEPTH}/{view.name}.png")
+        Problem(where=view.image, what="has no depth map", todo=f"add {layout.depth_folder}/{view.name}.png")
         for view in layout.views
-        if depth_file(view, cameras) is None and (needs.metric_depth or len(used) > 1)
+        if view.depth is None and (needs.metric_depth or some)
     ]
-    everything = {view.depth for view in layout.views if view.depth is not None} | {*layout.unmatched_depth}
     problems += [
-        Problem(where=path, what="is a depth map without a view", todo=f"add its view to {VIEWS}/, or remove it")
-        for path in sorted(everything - used)
+        Problem(where=path, what="is a depth map without a view", todo="add its view, or remove it")
+        for path in layout.unmatched_depth
     ]
     return problems
+
+
+def _check_orientation(facts: Sequence[Facts]) -> list[Problem]:
+    """Pictures with an orientation of EXIF of which some are meant as stored and some as shown: one of it is wrong."""
+    meant = {view.shown for view in facts if view.exif_orientation != UPRIGHT}
+    if "turned" not in meant or len(meant) == 1:
+        return []
+    return [
+        Problem(
+            where=view.path,
+            what=f"has EXIF orientation {view.exif_orientation}, and it is not clear whether it applies",
+            todo="turn the pictures as their cameras mean them, and remove the EXIF tag",
+        )
+        for view in facts
+        if view.exif_orientation != UPRIGHT and view.shown != "turned"
+    ]
 
 
 def _check_copies(facts: Sequence[Facts]) -> tuple[list[Problem], list[Problem]]:
@@ -252,7 +273,7 @@ def _check_same_camera(facts: Sequence[Facts]) -> list[Problem]:
         Problem(
             where=placed[index][0].path,
             what=f"has the same camera as {other.path} and another picture",
-            todo="check its transform_matrix",
+            todo="check its pose",
         )
         for index, other in sorted(earlier.items())
     ]

@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 
 from pydantic import ValidationError
 
-from tasks.capture.layout import MANIFEST, MARKER, belongs, declared_files, pair
+from tasks.capture.layout import MANIFEST, MARKER, declared_files
+from tasks.capture.layouts import content_of
 from tasks.capture.listing import Listing
 from tasks.store.location import Location
 
@@ -42,10 +43,9 @@ def awaited(listing: Listing, state: StorageState, quiet_seconds: float, min_vie
         return _awaited_by_manifest(listing, listing.manifest)
     if listing.marker:
         return None
-    views = len(pair(file.path for file in listing.files).views)
-    if views < min_views:
-        return f"views: {views} of at least {min_views} (or {MANIFEST}, or {MARKER})"
-    below = f"{listing.uri}/"
+    if listing.views < min_views:
+        return f"views: {listing.views} of at least {min_views} (or {MANIFEST}, or {MARKER})"
+    below = f"{listing.folder}/"
     if unfinished := [url.removeprefix(below) for url in sorted(state.open_uploads) if url.startswith(below)]:
         return f"the end of the upload of {_named(unfinished)}"
     quiet_at = listing.uploaded_at + timedelta(seconds=quiet_seconds)
@@ -61,7 +61,8 @@ def _awaited_by_manifest(listing: Listing, manifest: str) -> str | None:
         return f"a {MANIFEST} that can be read ({error.errors(include_url=False)[0]['msg']})"
     sizes = {file.path: file.bytes for file in listing.files}
     # a listing holds the capture's content only; other files of a manifest are not waited for
-    wanted = [file for file in declared if belongs(file.path)]
+    content = content_of({*sizes, *(file.path for file in declared)})
+    wanted = [file for file in declared if file.path in content]
     missing = [file.path for file in wanted if file.path not in sizes or file.bytes not in (None, sizes[file.path])]
     return f"what {MANIFEST} lists: {_named(missing)}" if missing else None
 

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from threading import Lock
 from typing import Any
@@ -17,10 +17,19 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from tasks.capture.colour_profile import to_srgb
+from tasks.capture.orientation import turned
 from tasks.errors import InputError, Problem
 
 _OPAQUE = 255
 _EXIF_ORIENTATION = 0x0112
+UPRIGHT = 1
+"""EXIF's orientation of a picture that is shown as it is stored"""
+# Cameras of 12 bits are saved in 16 bits without scaling: then no pixel reaches this.
+_TWELVE_BITS = 2**12
+# How a file begins, whatever its name says (https://www.w3.org/TR/png, ISO/IEC 23008-12)
+_HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc")
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_LOSSY = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WebP"}
 _PNG_END = b"IEND\xaeB`\x82"
 # Renderers write the largest half-precision number or 1e10 for a ray that hit nothing: from here on, metres, a number
 # is no reading.
@@ -35,6 +44,9 @@ _EXR_LOCK = Lock()
 _LARGEST_BLOCK = 16
 # ... if it changes from block to block in so many places at least, along both: fewer may be the edges of a flat box.
 _FEWEST_CHANGES = 8
+_PNG_SEVERAL_CHANNELS = {2: "RGB", 4: "LA (grey with alpha)", 6: "RGBA"}
+_PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
+_SAVE_DEPTH = "save depth as 16-bit grey PNG, or as 32-bit float TIFF, EXR or NPY in metres"
 _SAVE_AGAIN = "replace it with a file that opens, or remove it"
 
 # We have a limit of our own, which is an error; Pillow's warning would only be noise beside it.
@@ -63,7 +75,12 @@ class Picture:
     channels: int
     """Of the file"""
     orientation: int
-    """EXIF's, 1 = as stored; it is never applied"""
+    """EXIF's, 1 = as stored; whoever knows the camera applies it"""
+
+    def turned(self) -> Picture:
+        """The picture as EXIF's orientation shows it."""
+        alpha = None if self.alpha is None else turned(self.alpha, self.orientation)
+        return replace(self, rgb=turned(self.rgb, self.orientation), alpha=alpha)
 
 
 @dataclass(frozen=True)
@@ -75,25 +92,48 @@ class DecodedDepth:
     metres: NDArray[np.float32] | None
     """(h, w), 0 = no reading; None for a relative map (8-bit grey) without a known range"""
 
+    def where(self, kept: NDArray[np.bool_]) -> DecodedDepth:
+        """The same map with readings only where `kept` (h, w) is True."""
+        metres = None if self.metres is None else np.where(kept, self.metres, np.float32(0))
+        return DecodedDepth(self.read & kept, metres)
+
 
 def decode_picture(path: str, data: bytes, max_pixels: int) -> Picture:
-    """Decode a PNG or JPEG view.
+    """Decode a PNG, JPEG, WebP or HEIC view.
 
-    16-bit channels keep their upper 8 bits, grey and palette images become RGB, colours with an embedded profile sRGB.
-    Raises DecodeError, also for CMYK (there is no conversion without its profile) and for more than `max_pixels`.
+    16-bit channels keep their upper 8 bits (of 12-bit grey, the upper 8 of the 12), grey and palette images become RGB,
+    colours with an embedded profile sRGB. Raises DecodeError, also for CMYK (there is no conversion without its
+    profile) and for more than `max_pixels`.
     """
-    with _refusing(path, "PNG or JPEG image"), _open(path, data, ("PNG", "JPEG"), max_pixels) as image:
+    formats: tuple[str, ...] = _PICTURE_FORMATS
+    if data[4:12].startswith(_HEIF_BRANDS):
+        _register_heif(path)
+        formats = ("HEIF",)
+    with _refusing(path, "PNG or JPEG image"), _open(path, data, formats, max_pixels) as image:
         if image.mode == "CMYK":
             raise DecodeError(Problem(where=path, what="is a CMYK image", todo="save it as RGB"))
         channels = len(image.getbands())
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
         if image.mode.startswith("I"):
-            grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, _OPAQUE).astype(np.uint8)
+            values = np.asarray(image).astype(np.int64)
+            grey = (values >> (4 if values.max() < _TWELVE_BITS else 8)).clip(0, _OPAQUE).astype(np.uint8)
             return Picture(np.repeat(grey[..., None], 3, axis=2), None, channels, orientation)
         colours = image.convert("RGBA" if image.has_transparency_data else "RGB")
         pixels = np.asarray(to_srgb(colours, image.info.get("icc_profile")))
     alpha = pixels[..., 3] if pixels.shape[2] == 4 and pixels[..., 3].min() < _OPAQUE else None
     return Picture(np.ascontiguousarray(pixels[..., :3]), alpha, channels, orientation)
+
+
+def decode_mask(path: str, data: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode a picture (h, w) uint8 that says something of each pixel; of several channels the brightest counts."""
+    with _refusing(path, "mask"), _open(path, data, _PICTURE_FORMATS, max_pixels) as image:
+        if image.mode.startswith(("I", "F")):
+            return np.asarray(np.asarray(image) > 0, np.uint8) * np.uint8(_OPAQUE)
+        if image.mode in ("1", "L"):
+            return np.asarray(image.convert("L"))
+        if image.mode in ("LA", "RGBA") and np.asarray(image.getchannel("A")).min() < _OPAQUE:
+            return np.asarray(image.getchannel("A"))
+        return np.asarray(image.convert("RGB")).max(axis=2)
 
 
 def decode_depth(
@@ -107,6 +147,8 @@ def decode_depth(
     A map that was enlarged by nearest neighbour is returned at its native size. Raises DecodeError.
     """
     suffix = PurePosixPath(path).suffix.lower()
+    if (lossy := _LOSSY.get(suffix)) is not None:
+        raise DecodeError(Problem(where=path, what=f"is {lossy}, which cannot hold depth", todo=_SAVE_DEPTH))
     with _refusing(path, "depth map"):
         match suffix:
             case ".npy":
@@ -140,6 +182,16 @@ def _block(metres: NDArray[np.float32]) -> int:
     differ = [np.flatnonzero((np.diff(metres, axis=axis) != 0).any(axis=1 - axis)) + 1 for axis in (0, 1)]
     block = int(np.gcd.reduce(np.concatenate([*differ, metres.shape])))
     return block if block <= _LARGEST_BLOCK and min(map(len, differ)) >= _FEWEST_CHANGES else 1
+
+
+def _register_heif(path: str) -> None:
+    """Make Pillow read HEIC, if pillow-heif is installed."""
+    try:
+        from pillow_heif import register_heif_opener  # here, because few captures have one
+    except ImportError as error:
+        todo = "install pillow-heif, or save it as JPEG or PNG"
+        raise DecodeError(Problem(where=path, what="is a HEIC picture, which needs pillow-heif", todo=todo)) from error
+    register_heif_opener()
 
 
 @contextmanager
@@ -184,17 +236,22 @@ def _open(path: str, data: bytes, formats: tuple[str, ...], max_pixels: int) -> 
 
 def _decode_grey(path: str, data: bytes, formats: tuple[str, ...], max_pixels: int) -> NDArray[Any]:
     """(h, w) uint8, uint16 or float32 of a PNG or TIFF with one channel (or with equal channels)."""
+    if data.startswith(_PNG_START) and len(data) > 25 and data[24] == 16 and data[25] in _PNG_SEVERAL_CHANNELS:
+        # Pillow would give its upper 8 bits
+        raise DecodeError(_no_depth(path, f"16-bit {_PNG_SEVERAL_CHANNELS[data[25]]} pixels, several channels"))
     with _open(path, data, formats, max_pixels) as image:
         if image.mode in ("F", "L"):
             return np.asarray(image)
         if image.mode.startswith("I;16"):
             return np.asarray(image).astype(np.uint16)
-        if image.mode in ("I", "CMYK", "LAB", "YCbCr", "HSV"):
+        if image.mode == "I":
+            raise DecodeError(_no_depth(path, "32-bit integers"))
+        if image.mode in ("CMYK", "LAB", "YCbCr", "HSV"):
             raise DecodeError(_no_depth(path, f"{image.mode} pixels"))
         red, green, blue, alpha = np.moveaxis(np.asarray(image.convert("RGBA")), -1, 0)
     grey = np.where(alpha > 0, red, 0).astype(np.uint8)
     if not (np.array_equal(red, green) and np.array_equal(red, blue)):
-        raise DecodeError(_no_depth(path, "colours"))
+        raise DecodeError(_no_depth(path, "8-bit colours: a picture of depth, not depth"))
     return grey
 
 
@@ -203,8 +260,8 @@ def _decode_npy(path: str, data: bytes, max_pixels: int) -> NDArray[Any]:
     version = np.lib.format.read_magic(stream)
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = header(stream)
-    if len(shape) == 3 and shape[2] == 1:
-        shape = shape[:2]
+    if len(shape) == 3 and 1 in (shape[0], shape[2]):
+        shape = shape[:2] if shape[2] == 1 else shape[1:]
     if len(shape) != 2 or not (dtype.kind == "f" or dtype == np.uint16):
         raise DecodeError(_no_depth(path, f"an array of shape {shape} and type {dtype}"))
     _check_size(path, shape[1], shape[0], max_pixels)
@@ -246,5 +303,5 @@ def _no_depth(path: str, found: str) -> Problem:
     return Problem(
         where=path,
         what=f"is not a depth map: it has {found}",
-        todo="save depth as 16-bit grey PNG, or as 32-bit float TIFF, EXR or NPY in metres",
+        todo=_SAVE_DEPTH,
     )

@@ -1,11 +1,12 @@
-"""Listing of the captures in a folder or bucket, one or all of a dataset; no file but manifests is read.
+"""Listing of the captures in a folder or bucket, one or all of a dataset, of any layout.
+
+No file is read but manifests, and the list of objects in a scene of several.
 
 The flows and tasks.dataset call it before any stage.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -15,23 +16,27 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks.capture.folder_tree import Folder, is_litter
 from tasks.capture.layout import (
-    DEPTH,
     MANIFEST,
     MARKER,
-    VIEWS,
+    TRANSFORMS,
     DeclaredFile,
-    belongs,
-    capture_of,
+    Reader,
     declared_files,
     leaves_folder,
 )
+from tasks.capture.layouts import OWN, captures_below, recognised
+from tasks.capture.layouts.bop import PART
+from tasks.capture.layouts.layout_reader import LayoutReader
+from tasks.capture.layouts.unrecognised import told_of_file, told_of_folder
 from tasks.errors import InputError
 from tasks.settings import PIPELINE_VERSION, Parameters
 from tasks.store.location import Location
 from tasks.store.results import cache_key
 
 _PARALLEL_READS = 16
+_NAMED_AT_MOST = 3
 
 Found = Mapping[str, dict[str, Any]]
 """Files by path relative to the capture, as fsspec lists them."""
@@ -56,7 +61,7 @@ class Listing(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     uri: str
-    """URL of the folder"""
+    """URL of the folder; of one object in it, with the object's name at its end"""
     id: str
     """Path below the dataset's root, else the folder's name"""
     files: tuple[ListedFile, ...]
@@ -71,6 +76,27 @@ class Listing(BaseModel):
     """Paths of links that lead out of the folder"""
     uploaded_at: datetime
     """Time of the newest file, UTC"""
+    part: str = ""
+    """Name of the object that is meant, of several in the folder"""
+
+    @property
+    def folder(self) -> str:
+        """URL of the folder that the files are in."""
+        return self.uri.removesuffix(f"/{self.part}") if self.part else self.uri
+
+    @property
+    def layout(self) -> LayoutReader:
+        """The reader of the capture's layout."""
+        return recognised(self._tree) or OWN
+
+    @property
+    def views(self) -> int:
+        """Number of the pictures that may be views."""
+        return len(self.layout.pictures(self._tree))
+
+    @property
+    def _tree(self) -> Folder:
+        return Folder.of(file.path for file in self.files)
 
     def same_upload(self, other: Listing) -> bool:
         """True if all that a reconstruction depends on is the same in both listings."""
@@ -80,32 +106,40 @@ class Listing(BaseModel):
 def list_capture(uri: str, root: str = "") -> Listing:
     """List a capture's folder; raises InputError if there is no capture, or if it is not below `root`."""
     location = Location.of(uri)
-    found = {path: info for path, info in location.listing().items() if _is_of(path, "")}
-    if not found:
-        raise InputError(f"{uri}: no capture there; a capture is a folder with views/, depth/ and transforms.json")
+    found = _without_litter(location.listing())
+    if not found and (listing := _part_of(location, root)) is not None:
+        return listing
+    _refuse_file(location, found)
+    folder = Folder.of(found)
+    reader = recognised(folder)
+    if reader is None and not {TRANSFORMS, MANIFEST, MARKER} & folder.files.keys():
+        raise InputError(f"{uri}: {told_of_folder(folder)}")
+    several = () if reader is None else reader.parts(folder, _reader_below(location))
+    if several:
+        named = ", ".join(f"{location.url}/{part}" for part in several[:_NAMED_AT_MOST])
+        more = ", ..." if len(several) > _NAMED_AT_MOST else ""
+        raise InputError(f"{uri}: holds {len(several)} objects; name one ({named}{more}), or run `dataset` for all")
     return _listing(location, _id_below(root, location), found)
 
 
 def list_captures(root: str) -> list[Listing]:
-    """List every capture below a folder or prefix, sorted by id: every folder with files in views/ or depth/."""
+    """List every capture below a folder or prefix, sorted by id: of each object in a scene of several, one."""
     location = Location.of(root)
-    captures: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
-    for path, info in location.listing().items():
-        capture = capture_of(path)
-        if capture is not None and not _is_litter(path):
-            captures[capture][path[len(capture) + 1 :] if capture else path] = info
-    with_views = {
-        capture: found
-        for capture, found in sorted(captures.items())
-        if any(path.startswith((f"{VIEWS}/", f"{DEPTH}/")) for path in found)
-    }
+    found = _without_litter(location.listing())
+    folders = sorted(captures_below(Folder.of(found)), key=lambda folder: folder.path)
 
-    def listed(capture: str) -> Listing:
-        folder = location / capture if capture else location
-        return _listing(folder, capture or location.name, with_views[capture])
+    def listed(folder: Folder) -> list[Listing]:
+        start = f"{folder.path}/" if folder.path else ""
+        inner = {path[len(start) :]: info for path, info in found.items() if path.startswith(start)}
+        place = location / folder.path if folder.path else location
+        name = folder.path or location.name
+        tree = Folder.of(inner)
+        reader = recognised(tree)
+        parts = () if reader is None else reader.parts(tree, _reader_below(place))
+        return [_listing(place, f"{name}/{part}", inner, part) for part in parts] or [_listing(place, name, inner)]
 
     with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-        return list(pool.map(listed, with_views))
+        return [listing for each in pool.map(listed, folders) for listing in each]
 
 
 def upload_key(listing: Listing, engine: str, parameters: Parameters) -> str:
@@ -120,13 +154,17 @@ def upload_key(listing: Listing, engine: str, parameters: Parameters) -> str:
     return cache_key("upload", PIPELINE_VERSION, [listing.uri, files, declared, engine, parameters])
 
 
-def _listing(location: Location, name: str, found: Found) -> Listing:
+def _listing(location: Location, name: str, found: Found, part: str = "") -> Listing:
+    folder = Folder.of(found)
+    reader = recognised(folder) or OWN
+    content = {path: found[path] for path in sorted(set(reader.content(folder)))}
+    others = list(reader.others(folder, content.keys()))
+    beside = [path for path in (MANIFEST, MARKER) if path in found]
+    uploaded_at = max(_written_at(found[path]) for path in (*content, *others, *beside))
     manifest = _text(location / MANIFEST) if MANIFEST in found else None
-    uploaded_at = max(map(_written_at, found.values()))
-    content = {path: info for path, info in found.items() if belongs(path)}
     links = _links_outside(Path(location.path), content) if location.local else ()
     return Listing(
-        uri=location.url,
+        uri=f"{location.url}/{part}" if part else location.url,
         id=name,
         files=tuple(
             ListedFile(path=path, bytes=info["size"], version=_version(info))
@@ -135,10 +173,44 @@ def _listing(location: Location, name: str, found: Found) -> Listing:
         ),
         manifest=manifest,
         marker=MARKER in found and _written_at(found[MARKER]) >= uploaded_at,
-        others=tuple(path for path in found if path.startswith((f"{VIEWS}/", f"{DEPTH}/")) and path not in content),
+        others=tuple(sorted(others)),
         links_outside=links,
         uploaded_at=uploaded_at,
+        part=part,
     )
+
+
+def _part_of(location: Location, root: str) -> Listing | None:
+    """The listing of an object in a scene, if the location's name is that of an object in the folder above it."""
+    above = Location(location.fs, location.path.rpartition("/")[0], location.local)
+    if not (above.path and PART.fullmatch(location.name)):
+        return None
+    found = _without_litter(above.listing())
+    folder = Folder.of(found)
+    reader = recognised(folder)
+    if reader is None or location.name not in reader.parts(folder, _reader_below(above)):
+        return None
+    return _listing(above, _id_below(root, location), found, location.name)
+
+
+def _refuse_file(location: Location, found: Found) -> None:
+    """Raise InputError for a path that is a file, or nothing at all."""
+    if found:
+        return
+    try:
+        kind = location.info().get("type")
+    except FileNotFoundError as error:
+        raise InputError(f"{location.url}: no capture there: it does not exist") from error
+    if kind == "file":
+        raise InputError(f"{location.url}: {told_of_file(location.name)}")
+
+
+def _reader_below(location: Location) -> Reader:
+    return lambda path: (location / path).read()
+
+
+def _without_litter(found: Found) -> dict[str, dict[str, Any]]:
+    return {path: info for path, info in found.items() if not is_litter(path)}
 
 
 def _declared(manifest: str | None) -> tuple[DeclaredFile, ...]:
@@ -163,16 +235,6 @@ def _text(location: Location) -> str | None:
     """Text of a file; None if it has been removed since it was listed."""
     data = location.read_or_none()
     return None if data is None else data.decode(errors="replace")
-
-
-def _is_of(path: str, capture: str) -> bool:
-    return capture_of(path) == capture and not _is_litter(path)
-
-
-def _is_litter(path: str) -> bool:
-    """True for files that operating systems leave in folders."""
-    name = path.rpartition("/")[2]
-    return name.startswith(".") or name in ("Thumbs.db", "desktop.ini")
 
 
 def _links_outside(root: Path, content: Found) -> tuple[str, ...]:

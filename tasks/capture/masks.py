@@ -15,7 +15,7 @@ from tasks.capture.subject import Box
 Pixel = TypeVar("Pixel", bound=np.generic)
 
 # Alpha from here on is foreground: the pixel's larger part is the object.
-_ALPHA_FOREGROUND = 128
+ALPHA_FOREGROUND = 128
 # Depth readings are lost along silhouettes; carving with the raw mask doubled the error of the surface. Depth pixels.
 _RIM_PX = 2
 # A depth map with less than this share around its readings was not cut out along an object.
@@ -36,7 +36,7 @@ def resample(image: NDArray[Pixel], width: int, height: int) -> NDArray[Pixel]:
 
 def from_alpha(alpha: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Foreground (h, w) by an alpha channel (h, w) uint8."""
-    return alpha >= _ALPHA_FOREGROUND
+    return alpha >= ALPHA_FOREGROUND
 
 
 def behind_or_beside(depth: NDArray[np.float32], camera: Camera, box: Box) -> NDArray[np.bool_]:

@@ -11,7 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.capture.layout import TRANSFORMS, VIEWS, ViewFiles, pair
+from tasks.capture.folder_tree import Folder
+from tasks.capture.layout import TRANSFORMS, VIEWS, ViewFiles
+from tasks.capture.layouts.pairing import paired
 from tasks.errors import InputError
 
 # Direction from the object to the camera, and the image's up. Right, back and left are the front camera walking around
@@ -51,7 +53,8 @@ def rig(
     if target.exists():
         raise InputError(f"{target}: exists already; remove it to write another one")
     files = [path for path in folder.glob(f"{VIEWS}/*") if path.is_file()]
-    views = pair(path.relative_to(folder).as_posix() for path in files).views
+    pictures = Folder.of(path.relative_to(folder).as_posix() for path in files).at(VIEWS).pictures()
+    views = tuple(paired(pictures, ()).views)
     if not views:
         raise InputError(f"{folder / VIEWS}: has no PNG or JPEG view")
     if kind == "axes6":

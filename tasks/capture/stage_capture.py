@@ -13,9 +13,11 @@ import numpy as np
 
 from tasks.capture import masks
 from tasks.capture.images import decode_picture
-from tasks.capture.layout import digest, pair
+from tasks.capture.layout import digest
+from tasks.capture.layouts import read_layout
+from tasks.capture.layouts.layout_reader import Layout
 from tasks.capture.listing import ListedFile, Listing, list_capture
-from tasks.capture.views import View, decoded_views
+from tasks.capture.views import View, views_of
 from tasks.errors import CaptureReplaced, InputError, StorageUnavailable
 from tasks.progress import report_progress
 from tasks.settings import settings
@@ -31,7 +33,7 @@ class Capture(StoredResult):
     """A capture by content. Its files stay in their place; `read` gives their bytes, verified."""
 
     uri: str
-    """URL of its folder"""
+    """URL of its folder; of one object in it, with the object's name at its end"""
     id: str
     """Path below the dataset's root, else the folder's name"""
     uploaded_at: datetime
@@ -46,10 +48,17 @@ class Capture(StoredResult):
     """Paths of links that lead out of the folder"""
     digest: str
     """The capture digest, sha256 in hexadecimal"""
+    part: str = ""
+    """Name of the object that is meant, of several in the folder"""
 
     def read(self, path: str) -> bytes:
         """Bytes of one file; raises InputError or StorageUnavailable if its content has changed."""
-        return read_verified(Location.of(self.uri) / path, self.entries[path], settings().scratch)
+        return read_verified(Location.of(self.folder) / path, self.entries[path], settings().scratch)
+
+    @property
+    def folder(self) -> str:
+        """URL of the folder that its files are in."""
+        return self.uri.removesuffix(f"/{self.part}") if self.part else self.uri
 
     @cached_property
     def entries(self) -> dict[str, FileEntry]:
@@ -57,9 +66,14 @@ class Capture(StoredResult):
         return {entry.path: entry for entry in self.files}
 
     @cached_property
+    def layout(self) -> Layout:
+        """Its views and cameras, as the reader of its layout understands them; reads the files of its cameras."""
+        return read_layout(self.entries, self.read, self.part)
+
+    @cached_property
     def images(self) -> dict[str, str]:
         """The path of each view's image by the view's name, sorted."""
-        return {view.name: view.image for view in pair(self.entries).views}
+        return {view.name: view.image for view in self.layout.views}
 
     @property
     def view_names(self) -> tuple[str, ...]:
@@ -68,7 +82,7 @@ class Capture(StoredResult):
 
     def views(self, names: Sequence[str] | None = None) -> Iterator[View]:
         """The decoded views, all or those named, one by one: few are in memory at once."""
-        return decoded_views(self.entries, self.read, names)
+        return views_of(self.layout, self.read, names)
 
     def sharpness(self, name: str) -> float:
         """Sharpness of a view's whole image, as `masks.sharpness` measures it."""
@@ -90,20 +104,20 @@ class Capture(StoredResult):
             (settings().scratch / entry.sha256).unlink(missing_ok=True)
 
 
-@stage(key=lambda listing: listing, version="1", **retried(3, StorageUnavailable))
+@stage(key=lambda listing: listing, version="2", **retried(3, StorageUnavailable))
 def stage_capture(folder: Path, listing: Listing) -> Capture:
     """Read a capture once: the digest of every file. Remote files are kept in the scratch folder.
 
     Raises CaptureReplaced if its files are no longer those of the listing.
     """
-    location = Location.of(listing.uri)
+    location = Location.of(listing.folder)
 
     def entry(file: ListedFile) -> FileEntry:
         try:
             data = (location / file.path).read()
         except FileNotFoundError as error:
             fault = InputError if location.local else StorageUnavailable
-            gone = f"{listing.uri}/{file.path}: the file went away during the run; put it back and run again"
+            gone = f"{listing.folder}/{file.path}: the file went away during the run; put it back and run again"
             raise fault(gone) from error
         found = FileEntry(path=file.path, bytes=len(data), sha256=sha256_of(data))
         if not location.local:
@@ -119,11 +133,12 @@ def stage_capture(folder: Path, listing: Listing) -> Capture:
         raise CaptureReplaced(f"{listing.uri}: was uploaded anew while it was read; run again when that has ended")
     return Capture(
         uri=listing.uri,
+        part=listing.part,
         id=listing.id,
         uploaded_at=listing.uploaded_at,
         files=tuple(entries),
         manifest=listing.manifest,
         others=listing.others,
         links_outside=listing.links_outside,
-        digest=digest(entries),
+        digest=digest(entries, listing.part),
     )

@@ -27,7 +27,7 @@ def validate_capture(folder: Path, capture: Capture, needs: Needs) -> CaptureRep
         for path in capture.links_outside
     ]
     report, thumbnails = examine(
-        capture.uri, capture.files, capture.read, needs, capture.manifest, capture.others, links
+        capture.uri, capture.files, capture.read, needs, capture.manifest, capture.others, links, capture.part
     )
     (folder / CONTACT_SHEET).write_bytes(contact_sheet(thumbnails))
     return report

@@ -12,10 +12,11 @@ from pydantic import BaseModel
 from tasks.capture import masks
 from tasks.capture.camera import Camera
 from tasks.capture.contact_sheet import Thumbnail, thumbnail
-from tasks.capture.images import DecodeError
-from tasks.capture.layout import TRANSFORMS, Reader, ViewFiles
-from tasks.capture.transforms import Cameras, Intrinsics
-from tasks.capture.views import Decoded, View, decode_view, depth_file
+from tasks.capture.given_cameras import GivenCameras, Intrinsics
+from tasks.capture.images import UPRIGHT, DecodeError
+from tasks.capture.layout import Reader, ViewFiles
+from tasks.capture.orientation import Meant
+from tasks.capture.views import Decoded, View, decode_view
 from tasks.errors import Problem
 
 # A handheld or table-top capture: outside of these, depth is in another unit. Metres.
@@ -26,6 +27,9 @@ _FLAT_DEPTH = 1e-4
 _ASPECT_TOLERANCE = 0.01
 # Focal lengths beyond these, in image widths, are fields of view of more than 169 degrees or less than half a degree.
 _FOCAL_WIDTHS = (0.05, 100.0)
+# A principal point further from the middle, in sizes of a picture whose size the camera does not say, is of another
+# size: of the double size, it lies half a size away.
+_OFF_CENTRE = 0.3
 # A silhouette of depth that takes up more of the image's border than this is most likely not that of an object.
 _BORDER_SHARE = 0.5
 
@@ -71,6 +75,10 @@ class Facts:
     object_point: NDArray[np.float64] | None
     """(3,) world metres, the middle of the object by depth and camera; None without one of them"""
     thumbnail: Thumbnail
+    exif_orientation: int
+    """EXIF's, 1 = as stored"""
+    shown: Meant
+    """Whether its camera and depth mean the picture as EXIF turns it"""
 
 
 @dataclass
@@ -88,13 +96,13 @@ class Inspection:
     warnings: list[Problem] = field(default_factory=list)
 
 
-def inspect(files: ViewFiles, cameras: Cameras, read: Reader) -> Inspection:
+def inspect(files: ViewFiles, cameras: GivenCameras, read: Reader) -> Inspection:
     """Decode one view and check all that needs no other view."""
     try:
         decoded = decode_view(files, cameras, read)
     except DecodeError as error:
         return Inspection(problems=list(error.problems))
-    view, depth_path = decoded.view, depth_file(files, cameras)
+    view, depth_path = decoded.view, files.depth
     height, width = view.mask.shape
     readings = None if view.depth is None else view.depth[view.depth > 0]
     report = ViewReport(
@@ -107,7 +115,9 @@ def inspect(files: ViewFiles, cameras: Cameras, read: Reader) -> Inspection:
         sharpness=round(masks.sharpness(view.image, view.mask), 2),
     )
     wrong_camera = (
-        [] if view.camera is None else _check_camera(files.image, cameras.frames[files.name].intrinsics, view.camera)
+        []
+        if view.camera is None
+        else _check_camera(files.image, cameras.frames[files.name].intrinsics, view.camera, cameras.source)
     )
     facts = Facts(
         path=files.image,
@@ -119,9 +129,11 @@ def inspect(files: ViewFiles, cameras: Cameras, read: Reader) -> Inspection:
         shows_object=_misses(decoded) is None,
         object_point=None if wrong_camera else _object_point(view),
         thumbnail=thumbnail(view),
+        exif_orientation=decoded.picture.orientation,
+        shown=decoded.shown,
     )
     inspection = Inspection(facts, camera_problems=wrong_camera)
-    if decoded.picture.orientation != 1:
+    if decoded.picture.orientation != UPRIGHT and decoded.shown == "unknown":
         what = f"has EXIF orientation {decoded.picture.orientation}, which is not applied"
         inspection.warnings.append(Problem(where=files.image, what=what, todo="check that it was calibrated as stored"))
     if (missed := _misses(decoded)) is not None:
@@ -144,20 +156,31 @@ def _misses(decoded: Decoded) -> str | None:
     return None if view.depth.any() else "has no depth reading on the object"
 
 
-def _check_camera(path: str, given: Intrinsics, camera: Camera) -> list[Problem]:
+def _check_camera(path: str, given: Intrinsics, camera: Camera, source: str) -> list[Problem]:
     width, height = camera.width, camera.height
     if (given.w or width, given.h or height) != (width, height):
-        what = f"is {width} x {height} pixels; its camera in {TRANSFORMS} is for {given.w} x {given.h}"
+        what = f"is {width} x {height} pixels; its camera in {source} is for {given.w} x {given.h}"
         return [
             Problem(where=path, what=what, todo="correct w and h with the intrinsics, or use the image of that size")
         ]
     low, high = _FOCAL_WIDTHS
     if not (low * width <= camera.fl_x <= high * width and low * width <= camera.fl_y <= high * width):
         what = f"has a camera with focal lengths of {camera.fl_x:g}, {camera.fl_y:g} pixels, {width} pixels wide"
-        return [Problem(where=path, what=what, todo=f"correct fl_x and fl_y in {TRANSFORMS}; they are in pixels")]
-    if abs(camera.cx - width / 2) > width or abs(camera.cy - height / 2) > height:
+        return [Problem(where=path, what=what, todo=f"correct fl_x and fl_y in {source}; they are in pixels")]
+    shift = max(abs(camera.cx / width - 0.5), abs(camera.cy / height - 0.5))
+    if shift > _OFF_CENTRE and None in (given.w, given.h):
+        what = (
+            f"is {width} x {height} pixels; the principal point ({camera.cx:g}, {camera.cy:g}) is of a larger picture"
+        )
+        todo = f"give w and h in {source}, or scale the intrinsics as the picture was scaled"
+        return [Problem(where=path, what=what, todo=todo)]
+    if shift > 1:
         what = f"has a camera whose principal point ({camera.cx:g}, {camera.cy:g}) lies far outside of the image"
-        return [Problem(where=path, what=what, todo=f"correct cx and cy in {TRANSFORMS}; they are in pixels")]
+        return [Problem(where=path, what=what, todo=f"correct cx and cy in {source}; they are in pixels")]
+    if any(camera.distortion) and not camera.distortion_inverts():
+        named = ", ".join(f"{value:g}" for value in camera.distortion)
+        what = f"has a camera with a distortion ({named}) that folds the picture onto itself"
+        return [Problem(where=path, what=what, todo=f"correct k1 k2 p1 p2 in {source}, or calibrate again")]
     return []
 
 
@@ -184,7 +207,7 @@ def _check_depth(path: str, decoded: Decoded) -> list[Problem]:
     if not low <= typical <= high:
         what = f"is implausible: {typical:g} m to the object"
         return problem(
-            what, f"correct depth_unit_scale_factor in {TRANSFORMS} (metres per step; float depth is in metres)"
+            what, "correct depth_unit_scale_factor (metres per step, not steps per metre; float depth is in metres)"
         )
     return []
 
@@ -198,7 +221,7 @@ def _suspect_depth(path: str, decoded: Decoded) -> list[Problem]:
         warnings.append(Problem(where=path, what=what, todo="check the depth map"))
     if decoded.mask_from == "depth" and _border_share(view.mask) > _BORDER_SHARE:
         what = "has readings along most of its border: the object is cut off, or the readings are of its surroundings"
-        warnings.append(Problem(where=path, what=what, todo=f"give bounds in {TRANSFORMS}, or alpha in the view"))
+        warnings.append(Problem(where=path, what=what, todo="give bounds in transforms.json, or alpha in the view"))
     return warnings
 
 

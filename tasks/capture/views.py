@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.capture import masks
 from tasks.capture.camera import Camera
-from tasks.capture.images import DecodedDepth, DecodeError, Picture, decode_depth, decode_picture
-from tasks.capture.layout import Reader, ViewFiles, pair
+from tasks.capture.fisheye import positions, straightened
+from tasks.capture.given_cameras import GivenCameras, Intrinsics
+from tasks.capture.images import UPRIGHT, DecodedDepth, DecodeError, Picture, decode_depth, decode_mask, decode_picture
+from tasks.capture.layout import Reader, ViewFiles
+from tasks.capture.layouts import read_layout
+from tasks.capture.layouts.layout_reader import Layout
+from tasks.capture.orientation import Meant, meant
 from tasks.capture.subject import Box, Subject
-from tasks.capture.transforms import Cameras, load_cameras
 from tasks.errors import Problem
 from tasks.settings import settings
 
 # Decoders release the interpreter lock.
 _THREADS = 2
 _AT_ONCE = 8
+T = TypeVar("T")
 MaskSource = Literal["alpha", "depth", "bounds", "none"]
 
 
@@ -69,6 +74,8 @@ class Decoded:
     depth_map: DecodedDepth | None
     mask_from: MaskSource
     """The source of the mask; "none": nothing tells the object from its background"""
+    shown: Meant = "stored"
+    """Which picture was taken, of one that EXIF's orientation turns"""
 
 
 def load_views(paths: Iterable[str], read: Reader, names: Iterable[str] | None = None) -> list[View]:
@@ -77,50 +84,93 @@ def load_views(paths: Iterable[str], read: Reader, names: Iterable[str] | None =
 
 
 def decoded_views(paths: Iterable[str], read: Reader, names: Iterable[str] | None = None) -> Iterator[View]:
+    """Decode the views of a capture with these files, as `views_of` does."""
+    return views_of(read_layout(list(paths), read), read, names)
+
+
+def views_of(layout: Layout, read: Reader, names: Iterable[str] | None = None) -> Iterator[View]:
     """Decode the views of a capture (all, or those named) one by one, sorted by name; few are in memory at once.
 
     If nothing tells the object from its background, the mask is True everywhere. Depth is zero outside of the mask and
     of the `bounds`. Raises DecodeError; a capture that was examined has no such file.
     """
-    layout = pair(paths)
-    cameras, _ = load_cameras(layout, read)
     wanted = None if names is None else set(names)
     chosen = [view for view in layout.views if wanted is None or view.name in wanted]
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(chosen), _AT_ONCE):
             batch = chosen[start : start + _AT_ONCE]
-            for decoded in pool.map(lambda files: decode_view(files, cameras, read), batch):
+            for decoded in pool.map(lambda files: decode_view(files, layout.cameras, read), batch):
                 yield decoded.view
 
 
-def depth_file(files: ViewFiles, cameras: Cameras) -> str | None:
-    """Path of the view's depth map: the one that transforms.json names, else the one with the view's name."""
-    frame = cameras.frames.get(files.name)
-    return frame.depth if frame is not None and frame.depth is not None else files.depth
-
-
-def decode_view(files: ViewFiles, cameras: Cameras, read: Reader) -> Decoded:
-    """Decode one view with its mask and depth, as `decoded_views` does. Raises DecodeError with all broken files."""
+def decode_view(files: ViewFiles, cameras: GivenCameras, read: Reader) -> Decoded:
+    """Decode one view with its mask and depth, as `views_of` does. Raises DecodeError with all broken files."""
     limit = settings().max_pixels
     frame = cameras.frames.get(files.name)
-    depth_path = depth_file(files, cameras)
+    lens = cameras.lenses.get(files.name) if frame is None else frame.intrinsics
     broken: list[Problem] = []
-    picture = depth_map = None
-    try:
-        picture = decode_picture(files.image, read(files.image), limit)
-    except DecodeError as error:
-        broken += error.problems
-    try:
-        if depth_path is not None:
-            depth_map = decode_depth(depth_path, read(depth_path), cameras.depth_unit, cameras.depth_range, limit)
-    except DecodeError as error:
-        broken += error.problems
+
+    def decoded(path: str | None, decode: Callable[[str, bytes], T]) -> T | None:
+        if path is None:
+            return None
+        try:
+            return decode(path, read(path))
+        except DecodeError as error:
+            broken.extend(error.problems)
+            return None
+
+    def flags(path: str, data: bytes) -> NDArray[np.uint8]:
+        return decode_mask(path, data, limit)
+
+    picture = decoded(files.image, lambda path, data: decode_picture(path, data, limit))
+    depth_map = decoded(
+        files.depth, lambda path, data: decode_depth(path, data, cameras.depth_unit, cameras.depth_range, limit)
+    )
+    mask, visible, confidence = (decoded(path, flags) for path in (files.mask, files.visible, files.confidence))
     if picture is None or broken:
         raise DecodeError(*broken)
+    shown: Meant = "stored"
+    if picture.orientation != UPRIGHT:
+        size = (None, None) if lens is None else (lens.w, lens.h)
+        depth = None if depth_map is None else depth_map.metres if depth_map.metres is not None else depth_map.read
+        shown = meant(picture.rgb, picture.orientation, size, None if depth is None else depth.astype(np.float32))
+        if shown == "turned":
+            picture = picture.turned()
+    if mask is not None:
+        picture = replace(picture, alpha=masks.resample(mask, picture.rgb.shape[1], picture.rgb.shape[0]))
+    if depth_map is not None:
+        rows, columns = depth_map.read.shape
+        if visible is not None:
+            depth_map = depth_map.where(masks.from_alpha(masks.resample(visible, columns, rows)))
+        if confidence is not None:
+            depth_map = depth_map.where(masks.resample(confidence, columns, rows) > 0)
     height, width = picture.rgb.shape[:2]
     camera = None if frame is None else frame.camera(width, height)
-    mask, depth, mask_from = _foreground(picture, depth_map, camera, cameras.bounds)
-    return Decoded(View(files.name, picture.rgb, mask, depth, camera), picture, depth_map, mask_from)
+    if lens is not None and lens.fisheye and camera is not None:
+        picture, depth_map = _straightened(picture, depth_map, camera, lens)
+    foreground, depth, mask_from = _foreground(picture, depth_map, camera, cameras.bounds)
+    view = View(files.name, picture.rgb, foreground, depth, camera)
+    return Decoded(view, picture, depth_map, mask_from, shown)
+
+
+def _straightened(
+    picture: Picture, depth_map: DecodedDepth | None, camera: Camera, lens: Intrinsics
+) -> tuple[Picture, DecodedDepth | None]:
+    """What a pinhole would have seen instead of a fisheye lens; beyond the lens' picture nothing is known."""
+    where = positions(camera, lens)
+    rgb = straightened(picture.rgb, where, smooth=True)
+    alpha = None if picture.alpha is None else straightened(picture.alpha, where, smooth=False)
+    picture = replace(
+        picture, rgb=np.asarray(rgb, np.uint8), alpha=None if alpha is None else np.asarray(alpha, np.uint8)
+    )
+    if depth_map is None:
+        return picture, None
+    at = positions(camera.resized(*depth_map.read.shape[::-1]), lens)
+    read = np.asarray(straightened(depth_map.read.astype(np.uint8), at, smooth=False), bool)
+    metres = depth_map.metres
+    if metres is not None:
+        metres = np.asarray(straightened(metres, at, smooth=False), np.float32)
+    return picture, DecodedDepth(read, metres)
 
 
 def _foreground(

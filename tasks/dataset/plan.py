@@ -17,7 +17,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from tasks.capture.layout import is_id, pair
+from tasks.capture.layout import is_id
 from tasks.capture.listing import Listing, list_capture, list_captures
 from tasks.capture.stage_capture import stage_capture
 from tasks.capture.validate_capture import validate_capture
@@ -128,7 +128,7 @@ def _planned(listing: Listing, output: str, engine: EngineChoice, parameters: Pa
         return planned(state="invalid", reason="its path cannot be the name of an asset; rename the folder")
     if (folder := upload.published()) is not None:
         return planned(state="published", folder=folder)
-    if not pair(file.path for file in listing.files).views:
+    if not listing.views:
         return planned(state="invalid", reason="has no views")
     failure = upload.failure()
     if failure is not None and failure.final and not retry:

@@ -29,6 +29,8 @@ _PROBLEM = "  - "
 # paths, numbers, keys: the parts in which two messages of one kind differ
 _VARIABLE = re.compile(r"[^\s:;,()]*[/\d][^\s:;,()]*")
 _ANYTHING = "…"
+# how problems of one kind are listed in one line
+_SEVERAL = re.compile(r"\d+ files \(.*?\): ")
 
 
 class Row(BaseModel):
@@ -118,7 +120,11 @@ def csv(rows: Sequence[Row]) -> bytes:
 def reasons(row: Row) -> tuple[str, ...]:
     """The reasons why a capture is not normal, each once, without its own paths and numbers: captures share them."""
     if row.reason:
-        listed = [line.removeprefix(_PROBLEM) for line in row.reason.splitlines() if line.startswith(_PROBLEM)]
+        listed = [
+            _SEVERAL.sub("", line.removeprefix(_PROBLEM), count=1)
+            for line in row.reason.splitlines()
+            if line.startswith(_PROBLEM)
+        ]
         texts = [_general(text, row) for text in listed or [row.reason]]
     else:
         texts = [f"check failed: {name}" for name in Record.of(row).failed_checks]

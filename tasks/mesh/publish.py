@@ -89,6 +89,7 @@ class Results(BaseModel):
                 views=len(self.capture_report.views),
                 views_used=len(self.reconstruction.views),
                 has_cameras=self.capture_report.has_cameras,
+                layout=self.capture_report.layout,
             ),
             engine=EngineSummary(**self.engine.model_dump(), parameters=parameters.model_dump(mode="json")),
             weights=self.reconstruction.weights,

@@ -6,7 +6,9 @@ import hashlib
 
 import pytest
 
-from tasks.capture.layout import belongs, declared_files, digest, leaves_folder, pair
+from tasks.capture.layout import declared_files, digest, leaves_folder
+from tasks.capture.layouts import content_of, ignored_of, read_layout
+from tasks.capture.layouts.layout_reader import Layout
 from tasks.store.location import FileEntry
 
 
@@ -14,18 +16,22 @@ from tasks.store.location import FileEntry
     "path", ["views/a.png", "views/b.JPG", "views/c.jpeg", "depth/a.exr", "depth/b.npy", "transforms.json"]
 )
 def test_content(path: str) -> None:
-    assert belongs(path)
+    assert path in content_of(["views/v.png", path])
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        *("views/.a.png", "views/notes.txt", "views/deeper/a.png", "views/../a.png", "/views/a.png", "views\\a.png"),
-        *("depth/a.jpg", "depth/transforms.json", "manifest.json", "_COMPLETE", "a.png"),
+        *("views/notes.txt", "views/deeper/a.png", "views/../a.png", "/views/a.png", "views\\a.png"),
+        *("depth/transforms.json", "manifest.json", "_COMPLETE", "a.png"),
     ],
 )
 def test_no_content(path: str) -> None:
-    assert not belongs(path)
+    assert path not in content_of(["views/v.png", path])
+
+
+def layout_of(*paths: str) -> Layout:
+    return read_layout(paths, {}.__getitem__)
 
 
 @pytest.mark.parametrize(
@@ -41,25 +47,28 @@ def test_names_that_stay(path: str) -> None:
 
 
 def test_views_are_sorted_and_have_their_depth() -> None:
-    layout = pair(["views/view_001.jpg", "views/view_000.png", "depth/depth_000.png", "depth/view_001.npy"])
+    layout = layout_of("views/view_001.jpg", "views/view_000.png", "depth/depth_000.png", "depth/view_001.npy")
     assert [(view.name, view.depth) for view in layout.views] == [
         ("view_000", "depth/depth_000.png"),
         ("view_001", "depth/view_001.npy"),
     ]
     assert not layout.unmatched_depth
-    assert not layout.has_transforms
+    assert not layout.cameras.source
 
 
 def test_depth_of_the_views_own_name_comes_first() -> None:
-    layout = pair(["views/view_000.png", "depth/depth_000.png", "depth/view_000.png"])
+    layout = layout_of("views/view_000.png", "depth/depth_000.png", "depth/view_000.png")
     assert layout.views[0].depth == "depth/view_000.png"
     assert layout.unmatched_depth == ("depth/depth_000.png",)
 
 
 def test_duplicates_and_strangers_are_told() -> None:
-    layout = pair(["views/a.png", "views/a.jpg", "depth/a.png", "depth/a.exr", "views/notes.txt", "depth/b.png"])
+    layout = layout_of("views/a.png", "views/a.jpg", "depth/a.png", "depth/a.exr", "views/notes.txt", "depth/b.png")
     assert layout.duplicates == (("views/a.jpg", "views/a.png"), ("depth/a.exr", "depth/a.png"))
-    assert layout.ignored == ("views/notes.txt",)
+    assert ignored_of(["views/a.png", "views/notes.txt", "views/deeper/a.png"]) == [
+        "views/deeper/a.png",
+        "views/notes.txt",
+    ]
     assert layout.unmatched_depth == ("depth/b.png",)
 
 

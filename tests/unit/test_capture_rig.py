@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.capture.layout import pair
+from tasks.capture.layouts import read_layout
 from tasks.capture.rig import rig
-from tasks.capture.transforms import parse_transforms
 from tasks.errors import InputError
 
 NAMES = ("front", "right", "back", "left", "top", "bottom")
@@ -25,10 +24,10 @@ def folder_with(folder: Path, *names: str) -> Path:
 
 
 def poses(folder: Path) -> dict[str, np.ndarray]:
-    layout = pair(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-    cameras, problems = parse_transforms((folder / "transforms.json").read_bytes(), layout)
-    assert not problems
-    return {name: frame.camera_to_world for name, frame in cameras.frames.items()}
+    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    layout = read_layout(paths, lambda path: (folder / path).read_bytes())
+    assert not layout.camera_problems
+    return {name: frame.camera_to_world for name, frame in layout.cameras.frames.items()}
 
 
 def test_axes6(tmp_path: Path) -> None:

@@ -301,5 +301,5 @@ def test_report_is_what_the_design_says(output: Path) -> None:
         "stages",
         "outputs",
     ]
-    assert sorted(report["capture"]) == ["digest", "has_cameras", "id", "uri", "views", "views_used"]
+    assert sorted(report["capture"]) == ["digest", "has_cameras", "id", "layout", "uri", "views", "views_used"]
     assert sorted(report["engine"]) == ["name", "parameters", "reason", "version"]
