@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import machine_commands, run_commands, store_commands, upload_commands, weights_commands
+from flows.cli import look_command, machine_commands, run_commands, store_commands, upload_commands, weights_commands
 
 NAME = "capture2mesh"
 
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.command()(run_commands.reconstruct)
 app.command()(run_commands.dataset)
+app.command()(look_command.look)
 app.command()(upload_commands.sweep)
 app.command()(upload_commands.receive)
 app.command("poll-sqs")(upload_commands.poll_sqs)

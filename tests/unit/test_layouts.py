@@ -1,0 +1,254 @@
+"""Every layout gives the same views and cameras, from a folder and from a bucket."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+from tasks.capture.layouts import content_of, read_layout
+from tasks.capture.listing import list_capture, list_captures
+from tasks.capture.views import View, views_of
+from tasks.errors import InputError
+from tests.support.tiny import FUSION, Content, ball_depth, encoded, report
+from tests.synthetic.layouts import HEIGHT, WIDTH, WRITERS, Shot, bop, colmap, own, polycam, redwood, scene, tum
+
+SHOTS = scene()
+
+each_layout = pytest.mark.parametrize("layout", WRITERS)
+
+
+def views_in(content: Content, part: str = "") -> list[View]:
+    return list(views_of(read_layout(list(content), content.__getitem__, part), content.__getitem__))
+
+
+def put(folder: Path, content: Content) -> Path:
+    for path, data in content.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return folder
+
+
+def in_order(views: list[View]) -> list[tuple[View, Shot]]:
+    """Each view with the shot that it shows: names may sort otherwise."""
+
+    def unlike(view: View, shot: Shot) -> float:
+        return float(np.abs(view.image.astype(float) - shot.image).mean())
+
+    return [(view, min(SHOTS, key=lambda shot: unlike(view, shot))) for view in views]
+
+
+@each_layout
+def test_views_and_cameras_are_those_that_were_written(layout: str) -> None:
+    name, write = WRITERS[layout]
+    content = write(SHOTS)
+    found = read_layout(list(content), content.__getitem__)
+    assert (found.name, found.camera_problems, found.problems, found.warnings) == (name, (), (), ())
+    pairs = in_order(views_in(content))
+    assert len(pairs) == len(SHOTS)
+    assert len({id(shot) for _, shot in pairs}) == len(SHOTS)
+    first, first_shot = pairs[0]
+    assert first.camera is not None
+    # the world may be turned as a whole
+    world = first.camera.camera_to_world @ np.linalg.inv(first_shot.camera.camera_to_world)
+    for view, shot in pairs:
+        camera, true = view.camera, shot.camera
+        assert camera is not None and view.depth is not None
+        np.testing.assert_allclose(camera.camera_to_world, world @ true.camera_to_world, atol=2e-3)
+        found_lens = (camera.width, camera.height, camera.fl_x, camera.fl_y, camera.cx, camera.cy)
+        assert found_lens == pytest.approx((WIDTH, HEIGHT, true.fl_x, true.fl_y, true.cx, true.cy), abs=1e-4)
+        np.testing.assert_allclose(view.depth, shot.depth, atol=6e-4)
+    # z is up: the cameras are higher and higher
+    if name not in ("7-scenes", "rgbd-folders", "colmap", "tum", "bop"):
+        np.testing.assert_allclose(world[2, :3], [0, 0, 1], atol=1e-6)
+
+
+@each_layout
+def test_what_is_listed_is_all_that_is_read(layout: str) -> None:
+    name, write = WRITERS[layout]
+    content = write(SHOTS)
+    kept = content_of([*content, "notes.txt", "preview.gif"])
+    read: list[str] = []
+
+    def reader(path: str) -> bytes:
+        read.append(path)
+        return content[path]
+
+    found = read_layout(kept, reader)
+    views = list(views_of(found, reader))
+    assert found.name == name
+    assert len(views) == len(SHOTS)
+    assert set(read) <= kept < {*content, "notes.txt", "preview.gif"}
+
+
+@each_layout
+def test_a_capture_in_it_is_accepted(layout: str) -> None:
+    name, write = WRITERS[layout]
+    content = write(SHOTS)
+    kept = {path: content[path] for path in content_of(content)}
+    found = report(kept, FUSION)
+    assert (found.layout, len(found.views), found.has_cameras) == (name, len(SHOTS), True)
+
+
+def test_every_layout_of_a_dataset_is_found(tmp_path: Path) -> None:
+    for layout, (_, write) in WRITERS.items():
+        put(tmp_path / "sets" / layout, write(SHOTS))
+    found = list_captures(str(tmp_path))
+    assert [(listing.id, listing.layout.name, listing.views) for listing in found] == sorted(
+        (f"sets/{layout}", name, len(SHOTS)) for layout, (name, _) in WRITERS.items()
+    )
+    for listing in found:
+        assert list_capture(listing.uri, str(tmp_path)) == listing
+
+
+@each_layout
+def test_a_bucket_gives_the_same(layout: str, tmp_path: Path) -> None:
+    _, write = WRITERS[layout]
+    content, memory = write(SHOTS), fsspec.filesystem("memory")
+    for path, data in content.items():
+        memory.pipe_file(f"/layouts/{layout}/{path}", data)
+    there, here = list_capture(f"memory://layouts/{layout}"), list_capture(str(put(tmp_path / layout, content)))
+    assert [(file.path, file.bytes) for file in there.files] == [(file.path, file.bytes) for file in here.files]
+    assert there.layout.name == here.layout.name
+
+
+def test_each_object_of_a_scene_is_a_capture(tmp_path: Path) -> None:
+    put(tmp_path / "000048", bop(SHOTS, objects=2))
+    found = list_captures(str(tmp_path))
+    assert [listing.id for listing in found] == ["000048/object_5", "000048/object_6"]
+    assert [list_capture(listing.uri, str(tmp_path)) for listing in found] == found
+    with pytest.raises(InputError, match=r"holds 2 objects; name one \(.*000048/object_5, .*object_6\)"):
+        list_capture(str(tmp_path / "000048"))
+    content = bop(SHOTS, objects=2)
+    for part, column in (("object_5", 0), ("object_6", 1)):
+        for view, shot in in_order(views_in(content, part)):
+            assert view.camera is not None and view.depth is not None
+            seen = (shot.depth > 0) & (np.arange(WIDTH) % 2 == column)
+            np.testing.assert_array_equal(view.depth > 0, seen)
+            np.testing.assert_array_equal(view.mask, shot.depth > 0)  # what hides it is not background
+            moved = view.camera.centre - shot.camera.centre
+            np.testing.assert_allclose(moved, [-0.5 * column, 0, 0], atol=1e-6)
+
+
+def test_objects_of_one_scene_are_different_work(own_store: Path, tmp_path: Path) -> None:
+    from tasks.capture.stage_capture import stage_capture
+
+    put(tmp_path / "000048", bop(SHOTS, objects=2))
+    captures = [stage_capture(listing) for listing in list_captures(str(tmp_path))]
+    assert captures[0].files == captures[1].files
+    assert len({capture.digest for capture in captures}) == 2
+    assert len(list(captures[1].views())) == len(SHOTS)
+
+
+def test_views_and_depth_alone_are_a_capture_without_cameras() -> None:
+    for pictures in ("views", "images", "rgb", "color"):
+        content = {path: data for path, data in own(SHOTS).items() if path != "transforms.json"}
+        content = {path.replace("views/", f"{pictures}/"): data for path, data in content.items()}
+        found = read_layout(list(content), content.__getitem__)
+        assert [view.depth is not None for view in found.views] == [True] * len(SHOTS)
+        assert not found.cameras.frames and not found.camera_problems
+
+
+def test_low_confidence_is_no_reading() -> None:
+    content = polycam(SHOTS, corrected=False)
+    low = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    low[:, ::2] = 0
+    content = {path: encoded(low) if "/confidence/" in path else data for path, data in content.items()}
+    for view in views_in(content):
+        assert view.depth is not None
+        assert not view.depth[:, ::2].any() and view.depth.any()
+
+
+def test_a_mask_path_is_the_mask() -> None:
+    content = own(SHOTS)
+    transforms = json.loads(content["transforms.json"])
+    for index, frame in enumerate(transforms["frames"]):
+        frame["mask_path"] = f"masks/{index}.png"
+        content[f"masks/{index}.png"] = encoded((SHOTS[index].depth > 0) * np.uint8(255))
+    content["transforms.json"] = json.dumps(transforms).encode()
+    for view, shot in in_order(views_in(content)):
+        np.testing.assert_array_equal(view.mask, shot.depth > 0)
+
+
+def test_pictures_that_the_cameras_leave_out_are_left_out_and_told() -> None:
+    content = WRITERS["ns-process-data"][1](SHOTS)
+    transforms = json.loads(content["transforms.json"])
+    del transforms["frames"][2]
+    content["transforms.json"] = json.dumps(transforms).encode()
+    found = read_layout(list(content), content.__getitem__)
+    assert len(found.views) == len(SHOTS) - 1
+    assert [warning.where for warning in found.warnings] == ["images/frame_00003.png"]
+
+
+def test_tum_of_a_known_rig_needs_no_intrinsics() -> None:
+    content = tum(SHOTS)
+    del content["intrinsics.txt"]
+    without = read_layout(list(content), content.__getitem__)
+    assert [problem.what for problem in without.camera_problems] == ["gives poses without intrinsics"]
+    header = b"# ground truth trajectory\n# file: 'rgbd_dataset_freiburg2_desk.bag'\n"
+    content["groundtruth.txt"] = header + content["groundtruth.txt"]
+    known = read_layout(list(content), content.__getitem__)
+    lens = next(iter(known.cameras.lenses.values()))
+    assert (lens.w, lens.fl_x, lens.cx) == (640, 520.9, 325.6)
+
+
+def test_a_frame_whose_tracking_was_lost_is_left_out() -> None:
+    content = WRITERS["7-scenes"][1](SHOTS)
+    content["frame-000002.pose.txt"] = b"-inf -inf -inf -inf " * 3 + b"0 0 0 1"
+    found = read_layout(list(content), content.__getitem__)
+    assert len(found.views) == len(SHOTS) - 1 and not found.camera_problems
+    assert [warning.where for warning in found.warnings] == ["frame-000002.pose.txt"]
+
+
+def test_a_colmap_model_whose_points_contradict_the_depth_keeps_its_unit() -> None:
+    content = colmap(SHOTS)
+    rng = np.random.default_rng(0)
+    for path in [path for path in content if path.startswith("depth/")]:
+        content[path] = encoded(rng.integers(200, 6000, (HEIGHT, WIDTH)).astype(np.uint16))
+    found = read_layout(list(content), content.__getitem__)
+    eye = next(iter(found.cameras.frames.values())).camera_to_world[:3, 3]
+    assert np.linalg.norm(eye) == pytest.approx(4.0, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layout", "path", "data", "what"),
+    [
+        ("polycam", "keyframes/cameras/103000000.json", b"{", "not valid JSON"),
+        ("polycam", "keyframes/cameras/103000000.json", b"{}", "is wrong at fx"),
+        ("record3d", "EXR_RGBD/metadata.json", b"[]", "is wrong at"),
+        ("stray scanner", "odometry.csv", b"1,2,3", "has a line of 3 values, not 9"),
+        ("stray scanner", "camera_matrix.csv", b"1,2,3", "holds 3 numbers"),
+        ("tum", "groundtruth.txt", b"1 2 3", "not timestamp tx"),
+        ("tum", "groundtruth.txt", b"", "not timestamp tx"),
+        ("bop", "scene_gt.json", b"3", "is wrong at"),
+        ("bop", "scene_camera.json", b'{"0": {"cam_K": [1]}}', "is wrong at"),
+        ("7-scenes", "frame-000001.pose.txt", b"1 2 3", "holds 3 numbers, a pose has 16"),
+        ("7-scenes", "camera-intrinsics.txt", b"words", "not a number"),
+        ("redwood", "trajectory.log", b"0 0 1\n1 2 3 4", "not a trajectory"),
+        ("redwood", "intrinsic.json", b"{}", "is wrong at"),
+        ("scannet", "pose/1.txt", b"\xff\xfe\x00", "not a text file"),
+        ("colmap binary", "sparse/0/images.bin", b"\1" * 64, "not a file of COLMAP's"),
+        ("colmap binary", "sparse/0/cameras.bin", bytes(64), "holds 0 camera(s)"),
+        ("colmap text", "sparse/0/cameras.txt", b"words", "not a file of COLMAP's"),
+    ],
+)
+def test_a_broken_file_is_named(layout: str, path: str, data: bytes, what: str) -> None:
+    content = WRITERS[layout][1](SHOTS) | {path: data}
+    found = read_layout(list(content), content.__getitem__)
+    told = [str(problem) for problem in (*found.camera_problems, *found.problems)]
+    assert any(what in problem for problem in told), told
+    assert all(problem.todo for problem in found.camera_problems)
+
+
+def test_redwood_depth_is_found_by_number() -> None:
+    content = redwood(SHOTS)
+    found = read_layout(list(content), content.__getitem__)
+    assert [view.depth for view in found.views] == sorted(path for path in content if path.startswith("depth/"))
+
+
+def test_ball_is_seen() -> None:
+    """The scene of these tests is not empty."""
+    assert all((ball_depth(shot.camera) > 0).mean() > 0.1 for shot in SHOTS)
