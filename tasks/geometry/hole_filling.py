@@ -27,8 +27,10 @@ CLEARANCE_VOXELS = 1.0  # thickness of solid that stays in front of a vertex tha
 MOST_FACTORISED = 50_000
 STEPS = 400
 WAY_STEPS = 16  # places along a vertex's way that are checked
-# Single views graze an underside and put spots on it: a vertex belongs to what most of those within so many rings do
+# Single views graze an underside and put spots on it, which contradict each other: where this share of the vertices
+# within so many rings is unseen, all of them count as unseen
 SPOT_RINGS = 6
+SPOT_SHARE = 1 / 3
 SOFTEST = 0.9  # of the largest give: places that are as soft as this come to rest on the plane
 
 
@@ -63,21 +65,22 @@ def rested(
 ) -> NDArray[np.floating]:
     """The vertices (n, 3) of an object on a plane, in voxels, with what is unseen, (n,), as a continuation of the rest.
 
-    What is connected to the vertices lower than `contact` (voxels) above the plane is the underside: if it ends above
-    the plane, it is loaded until it rests on it. volume: as in `continued`. plane: (4,), unit normal upwards and offset,
-    in voxels.
+    A foot, lower than `contact` (voxels) above the plane, is an unseen underside if what is around it is unseen, else it
+    is flat and stays. An underside that ends above the plane is loaded until it rests on it.
+    volume: as in `continued`. plane: (4,), unit normal upwards and offset, in voxels.
     """
     links = _links(faces, len(vertices))
-    low = vertices @ plane[:3] + plane[3] < contact
-    share = (unseen | low).astype(np.float64)
+    foot = vertices @ plane[:3] + plane[3] < contact
+    foot = _below_unseen(foot, unseen, links)
+    share = (unseen | foot).astype(np.float64)
     for _ in range(SPOT_RINGS):
         share = (links @ share) / np.maximum(links.sum(axis=1), 1)
-    patch = _anchored(_grown(share > 0.5, links, RIM_RINGS), links)
+    patch = _anchored(_grown(share > SPOT_SHARE, links, RIM_RINGS), links)
     if not patch.any():
         return vertices
     result = vertices.astype(np.float64)
-    underside = _connected_to(low, patch, links)[patch]
     goal, give = _thin_plate(result, links, patch)
+    underside = _pieces_with(foot, patch, links)[patch]
     if underside.any():
         give = np.where(underside, give, 0)
         soft = give > SOFTEST * give.max()
@@ -119,13 +122,30 @@ def _anchored(patch: NDArray[np.bool_], links: csr_array) -> NDArray[np.bool_]:
     return patch & (np.bincount(piece, ~patch, minlength=count) > 0)[piece]
 
 
-def _connected_to(start: NDArray[np.bool_], patch: NDArray[np.bool_], links: csr_array) -> NDArray[np.bool_]:
-    """The pieces of the patch that hold a vertex of `start`."""
-    inside = np.flatnonzero(patch)
+def _below_unseen(foot: NDArray[np.bool_], unseen: NDArray[np.bool_], links: csr_array) -> NDArray[np.bool_]:
+    """The pieces of the foot around which `SPOT_SHARE` of the vertices is unseen."""
+    region = _grown(foot, links, SPOT_RINGS)
+    piece, count = _pieces(region, links)
+    around = region & ~foot
+    hidden, ring = (np.bincount(piece[chosen], minlength=count) for chosen in (around & unseen, around))
+    below = np.append(hidden > SPOT_SHARE * np.maximum(ring, 1), False)
+    return foot & below[piece]
+
+
+def _pieces_with(some: NDArray[np.bool_], region: NDArray[np.bool_], links: csr_array) -> NDArray[np.bool_]:
+    """The pieces of a region that hold one of some vertices."""
+    piece, count = _pieces(region, links)
+    held = np.append(np.bincount(piece[region & some], minlength=count) > 0, False)
+    return np.asarray(held[piece])
+
+
+def _pieces(region: NDArray[np.bool_], links: csr_array) -> tuple[NDArray[np.intp], int]:
+    """The connected piece of the region that each vertex belongs to, -1 = none, and their number."""
+    inside = np.flatnonzero(region)
     count, piece = connected_components(links[inside][:, inside], directed=False)
-    kept = np.zeros(len(patch), bool)
-    kept[inside] = (np.bincount(piece, start[inside], minlength=count) > 0)[piece]
-    return kept
+    result = np.full(len(region), -1, np.intp)
+    result[inside] = piece
+    return result, int(count)
 
 
 def _thin_plate(

@@ -31,7 +31,7 @@ from tasks.inference.fusion.grid import CELL, VoxelGrid, grid_around, typical_fo
 from tasks.inference.fusion.seen_space import SeenSpace, signed_distance
 from tasks.settings import FusionParameters
 
-FUSION_VERSION = "3"
+FUSION_VERSION = "4"
 MIN_VIEWS = 3  # with fewer, most of the object would be a guess
 MOST_VIEWS = 100  # a view costs some 20 MB at 640 x 480; more of them would add little
 
