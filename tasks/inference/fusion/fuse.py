@@ -24,7 +24,7 @@ from tasks.errors import InferenceFailed
 from tasks.geometry.depth import DepthMap, cut_out, tangent_planes, window_for
 from tasks.geometry.depth_noise import DepthNoise, measured_noise
 from tasks.geometry.hole_filling import continued, on_jumps, rested
-from tasks.geometry.mesh_repair import connected_pieces, face_normals, without_crumbs
+from tasks.geometry.mesh_repair import compact, connected_pieces, face_normals, without_crumbs
 from tasks.geometry.subject_search import find_subject
 from tasks.inference.fusion.agreement import spread_between
 from tasks.inference.fusion.grid import CELL, VoxelGrid, grid_around, typical_footprint
@@ -111,11 +111,12 @@ def fuse(views: Sequence[View], parameters: FusionParameters, progress: Callable
         progress(0.4)
         volume, measured = _volume(seen, grid, truncation, floor, contact + grid.voxel, pool)
     progress(0.8)
-    thin = int(THIN_SPREADS * spread / grid.voxel)
-    vertices, faces, invented = _surface(volume, measured, grid, thin, floor, contact)
-    if subject.kind == "object" and parameters.subject == "auto" and invented > OPEN_SHARE:
-        reason = f"{invented:.0%} of the closed surface would be invented, so it stays open; {subject.reason}"
-        subject = subject.model_copy(update={"kind": "surface", "reason": reason.removesuffix("; ")})
+    if subject.kind == "object":
+        thin = int(THIN_SPREADS * spread / grid.voxel)
+        vertices, faces, invented = _surface(volume, measured, grid, thin, floor, contact)
+        if parameters.subject == "auto" and invented > OPEN_SHARE:
+            reason = f"{invented:.0%} of the closed surface would be invented, so it stays open; {subject.reason}"
+            subject = subject.model_copy(update={"kind": "surface", "reason": reason.removesuffix("; ")})
     if subject.kind == "surface":
         vertices, faces, invented = *_open_surface(volume, measured, grid), 0.0
     progress(0.95)
@@ -291,10 +292,16 @@ def _surface(
 def _open_surface(
     volume: NDArray[np.float32], measured: NDArray[np.bool_], grid: VoxelGrid
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """The zero level as far as it has been measured, as an open mesh."""
-    if not measured.any() or not (volume[measured] < 0).any() or not (volume[measured] > 0).any():
+    """The zero level where all corners of a cube have been measured, as an open mesh."""
+    if not (volume < 0).any() or not (volume > 0).any():
         raise InferenceFailed(NOTHING)
-    vertices, faces, _, _ = marching_cubes(volume, 0.0, gradient_direction="descent", mask=measured)
+    vertices, faces, _, _ = marching_cubes(volume, 0.0, gradient_direction="descent")
+    # beside what was measured, free space borders on unknown space: that is not a surface
+    cubes = ndimage.minimum_filter(measured, size=2, origin=-1)
+    inside = np.floor(vertices[faces].mean(axis=1)).astype(np.intp)
+    vertices, faces = compact(vertices, faces[cubes[tuple(inside.T)]])
+    if not len(faces):
+        raise InferenceFailed(NOTHING)
     return (vertices * grid.voxel + grid.origin).astype(np.float32), faces.astype(np.int32)
 
 
