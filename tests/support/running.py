@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -183,12 +187,33 @@ def wait_until_served(url: str, process: subprocess.Popen[bytes], log: Path) -> 
     wait_for(url, served)
 
 
+def new_database() -> Path:
+    """A database of Prefect without runs, made once for this version of Prefect: it takes longer than a server's start.
+
+    That a server makes its own, the tests of the command line and of the stack show.
+    """
+    database = ROOT / "build" / f"prefect-{version('prefect')}.db"
+    database.parent.mkdir(exist_ok=True)
+    with database.with_suffix(".lock").open("w") as lock, TemporaryDirectory(dir=database.parent) as home:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not database.exists():
+            make = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+            env = clean_environment() | {"PREFECT_HOME": home}
+            subprocess.run(make, env=env, check=True, capture_output=True, timeout=TIMEOUT)
+            (Path(home) / "prefect.db").rename(database)
+    return database
+
+
 @contextmanager
 def prefect(folder: Path, port: int | None = None) -> Iterator[str]:
     """A Prefect server with a database of its own in the folder; gives the URL of its API."""
     port = port or free_ports(1)[0]
     log = folder / "prefect-server.log"
-    env = clean_environment() | {"PREFECT_HOME": str(folder / "prefect")}
+    home = folder / "prefect"
+    if not home.exists():
+        home.mkdir()
+        shutil.copy(new_database(), home / "prefect.db")
+    env = clean_environment() | {"PREFECT_HOME": str(home)}
     start = ["-m", "infra.prefect_server", "server", "start"]
     arguments = [sys.executable, *start, "--host", "127.0.0.1", "--port", str(port)]
     with running(arguments, env, log) as process:
