@@ -187,21 +187,23 @@ def wait_until_served(url: str, process: subprocess.Popen[bytes], log: Path) -> 
     wait_for(url, served)
 
 
-def new_database() -> Path:
-    """A database of Prefect without runs, made once for this version of Prefect: it takes longer than a server's start.
+def put_database(home: Path) -> None:
+    """Make the folder PREFECT_HOME with a database without runs: a server would need longer for that than for the rest.
 
-    That a server makes its own, the tests of the command line and of the stack show.
+    It is made once for this version of Prefect. That a server makes its own, test_command_line and
+    test_uploads_at_once show.
     """
     database = ROOT / "build" / f"prefect-{version('prefect')}.db"
     database.parent.mkdir(exist_ok=True)
-    with database.with_suffix(".lock").open("w") as lock, TemporaryDirectory(dir=database.parent) as home:
+    with database.with_suffix(".lock").open("w") as lock, TemporaryDirectory(dir=database.parent) as made:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not database.exists():
             make = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
-            env = clean_environment() | {"PREFECT_HOME": home}
+            env = clean_environment() | {"PREFECT_HOME": made}
             subprocess.run(make, env=env, check=True, capture_output=True, timeout=TIMEOUT)
-            (Path(home) / "prefect.db").rename(database)
-    return database
+            (Path(made) / "prefect.db").rename(database)
+    home.mkdir(parents=True)
+    shutil.copy(database, home / "prefect.db")
 
 
 @contextmanager
@@ -211,8 +213,7 @@ def prefect(folder: Path, port: int | None = None) -> Iterator[str]:
     log = folder / "prefect-server.log"
     home = folder / "prefect"
     if not home.exists():
-        home.mkdir()
-        shutil.copy(new_database(), home / "prefect.db")
+        put_database(home)
     env = clean_environment() | {"PREFECT_HOME": str(home)}
     start = ["-m", "infra.prefect_server", "server", "start"]
     arguments = [sys.executable, *start, "--host", "127.0.0.1", "--port", str(port)]

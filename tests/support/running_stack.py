@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +20,7 @@ from infra.s3 import free_ports
 from infra.stack import Stack, StackSettings
 from infra.stack_folder import PID_FILE
 from infra.stack_members import members
-from tests.support.running import ROOT, SMALL, clean_environment, kill_group, new_database, wait_for
+from tests.support.running import ROOT, SMALL, clean_environment, kill_group, put_database, wait_for
 
 PASSWORD = "a password of the test"
 UP = "It is up"
@@ -182,9 +181,8 @@ def with_database(folder: Path) -> Path:
 
     That a stack makes all of its folder itself, tests/integration/test_uploads_at_once.py shows.
     """
-    (folder / "prefect").mkdir(parents=True)
+    put_database(folder / "prefect")
     (folder / PID_FILE).touch()
-    shutil.copy(new_database(), folder / "prefect" / "prefect.db")
     return folder
 
 
