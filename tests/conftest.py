@@ -46,7 +46,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put SLOWEST first: the processes of `make test` and `make test-system` take whole files in the order of the tests."""
+    """Put SLOWEST first: the processes of `make test` and `make test-system` take whole files in this order."""
     places = {file: place for place, file in enumerate(SLOWEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(SLOWEST)))
 
