@@ -31,6 +31,8 @@ _METRES = 0.001
 class _Camera(BaseModel):
     cam_K: tuple[float, float, float, float, float, float, float, float, float]  # noqa: N815 (BOP's name)
     depth_scale: float = 1.0
+    cam_R_w2c: tuple[float, float, float, float, float, float, float, float, float] | None = None  # noqa: N815
+    cam_t_w2c: tuple[float, float, float] | None = None
 
 
 class _Object(BaseModel):
@@ -75,7 +77,7 @@ class BopLayout(LayoutReader):
         return names if len(names) > 1 else ()
 
     def read(self, folder: Folder, read: Reader, part: str) -> Layout:
-        found, unit = CameraList(_OBJECTS), MILLIMETRE
+        found, unit = CameraList(_OBJECTS if _OBJECTS in folder.files else _CAMERAS), MILLIMETRE
         views = list[ViewFiles]()
         depth = {stem(path): path for path in folder.at("depth").depth_maps()}
         masks = {(kind, stem(path)): path for kind in ("mask", "mask_visib") for path in folder.at(kind).pictures()}
@@ -93,6 +95,8 @@ class BopLayout(LayoutReader):
                 if number in cameras:
                     lens = pinhole(np.array(cameras[number].cam_K).reshape(3, 3), shift=PIXEL_CENTRE)
                 index, pose = (None, None) if objects is None else _object(objects.get(number, []), part)
+                if objects is None and number in cameras:
+                    pose = _in_world(cameras[number])
                 if objects is not None and pose is None:
                     what = f"does not show {part or 'the object'} by {_OBJECTS}"
                     warnings.append(Problem(where=path, what=what, todo="it is left out"))
@@ -116,6 +120,14 @@ def _named(objects: Sequence[_Object]) -> Iterator[tuple[str, int]]:
         seen[each.obj_id] += 1
         count = seen[each.obj_id]
         yield (f"object_{each.obj_id}" if count == 1 else f"object_{each.obj_id}_{count}"), index
+
+
+def _in_world(camera: _Camera) -> Matrix | None:
+    """A camera's pose in the scene's own frame, for a scene that says nothing of its objects."""
+    if camera.cam_R_w2c is None or camera.cam_t_w2c is None:
+        return None
+    world_to_camera = rigid(np.array(camera.cam_R_w2c).reshape(3, 3), np.array(camera.cam_t_w2c) * _METRES)
+    return from_opencv(inverse(world_to_camera))
 
 
 def _object(objects: Sequence[_Object], part: str) -> tuple[int | None, Matrix | None]:

@@ -109,10 +109,9 @@ def _name(view: ViewFiles) -> str:
 
 def _model(folder: Folder) -> Folder | None:
     """The folder of the sparse model."""
-    for path in _MODELS:
-        names = folder.at(path).files
-        if any({f"cameras.{kind}", f"images.{kind}"} <= names.keys() for kind in ("bin", "txt")):
-            return folder.at(path)
+    for model in (folder, *map(folder.at, _MODELS)):
+        if any({f"cameras.{kind}", f"images.{kind}"} <= model.files.keys() for kind in ("bin", "txt")):
+            return model
     return None
 
 

@@ -90,7 +90,6 @@ class PolycamLayout(LayoutReader):
             tuple(pairs.views),
             found.cameras(MILLIMETRE),
             tuple(found.problems),
-            unmatched_depth=tuple(pairs.unmatched_depth),
             duplicates=tuple(pairs.duplicates),
             depth_folder=f"{keyframes.path}/depth".lstrip("/"),
         )

@@ -74,7 +74,6 @@ class Record3DLayout(LayoutReader):
             tuple(pairs.views),
             found.cameras(MILLIMETRE),
             tuple(found.problems),
-            unmatched_depth=tuple(pairs.unmatched_depth),
             duplicates=tuple(pairs.duplicates),
             depth_folder=inner.at("depth").path.lstrip("/"),
         )

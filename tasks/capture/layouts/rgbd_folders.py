@@ -81,7 +81,6 @@ class RgbdFolders(LayoutReader):
             found.cameras(unit),
             tuple(found.problems),
             warnings=tuple(warnings),
-            unmatched_depth=tuple(pairs.unmatched_depth),
             duplicates=tuple(pairs.duplicates),
             depth_folder=_first(folder, _DEPTH).path,
         )

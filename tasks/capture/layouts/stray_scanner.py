@@ -67,7 +67,6 @@ class StrayScannerLayout(LayoutReader):
             tuple(pairs.views),
             found.cameras(MILLIMETRE),
             tuple(found.problems),
-            unmatched_depth=(),  # the app saves depth more often than people take frames from its video
             duplicates=tuple(pairs.duplicates),
         )
 
