@@ -203,14 +203,21 @@ def test_a_frame_whose_tracking_was_lost_is_left_out() -> None:
     assert [warning.where for warning in found.warnings] == ["frame-000002.pose.txt"]
 
 
-def test_a_colmap_model_whose_points_contradict_the_depth_keeps_its_unit() -> None:
+def test_a_colmap_model_whose_points_contradict_the_depth_is_refused() -> None:
     content = colmap(SHOTS)
     rng = np.random.default_rng(0)
     for path in [path for path in content if path.startswith("depth/")]:
         content[path] = encoded(rng.integers(200, 6000, (HEIGHT, WIDTH)).astype(np.uint16))
     found = read_layout(list(content), content.__getitem__)
+    assert ["do not lie where the depth maps say" in problem.what for problem in found.camera_problems] == [True]
+
+
+def test_a_colmap_model_without_points_is_taken_as_metres_with_a_warning() -> None:
+    content = {path: data for path, data in colmap(SHOTS).items() if "points3D" not in path}
+    found = read_layout(list(content), content.__getitem__)
     eye = next(iter(found.cameras.frames.values())).camera_to_world[:3, 3]
     assert np.linalg.norm(eye) == pytest.approx(4.0, rel=1e-6)
+    assert [warning.todo for warning in found.warnings] == ["its unit is taken for metres"]
 
 
 @pytest.mark.parametrize(

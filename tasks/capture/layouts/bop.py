@@ -16,11 +16,11 @@ import numpy as np
 from pydantic import BaseModel
 
 from tasks.capture.folder_tree import Folder, stem
-from tasks.capture.given_cameras import MILLIMETRE
+from tasks.capture.given_cameras import MILLIMETRE, Positive
 from tasks.capture.layout import Reader, ViewFiles
 from tasks.capture.layouts.layout_reader import Layout, LayoutReader
-from tasks.capture.layouts.parsing import BadFile, json_file
-from tasks.capture.layouts.poses import PIXEL_CENTRE, CameraList, Matrix, from_opencv, inverse, pinhole, rigid
+from tasks.capture.layouts.parsing import BadFile, json_file, pinhole
+from tasks.capture.layouts.poses import PIXEL_CENTRE, CameraList, Matrix, from_opencv, inverse, rigid
 from tasks.errors import Problem
 
 _CAMERAS, _OBJECTS = "scene_camera.json", "scene_gt.json"
@@ -30,7 +30,7 @@ _METRES = 0.001
 
 class _Camera(BaseModel):
     cam_K: tuple[float, float, float, float, float, float, float, float, float]  # noqa: N815 (BOP's name)
-    depth_scale: float = 1.0
+    depth_scale: Positive = 1.0
     cam_R_w2c: tuple[float, float, float, float, float, float, float, float, float] | None = None  # noqa: N815
     cam_t_w2c: tuple[float, float, float] | None = None
 
@@ -93,7 +93,8 @@ class BopLayout(LayoutReader):
                 number = str(int(stem(path))) if stem(path).isdigit() else stem(path)
                 lens = None
                 if number in cameras:
-                    lens = pinhole(np.array(cameras[number].cam_K).reshape(3, 3), shift=PIXEL_CENTRE)
+                    camera = np.array(cameras[number].cam_K).reshape(3, 3)
+                    lens = pinhole(folder.files[_CAMERAS], camera, shift=PIXEL_CENTRE)
                 index, pose = (None, None) if objects is None else _object(objects.get(number, []), part)
                 if objects is None and number in cameras:
                     pose = _in_world(cameras[number])
