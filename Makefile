@@ -2,6 +2,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# a process of pytest runs whole files, in the order that tests/conftest.py gives them
+FILES := --dist loadfile --no-loadscope-reorder
+# and often waits for another process
+PROCESSES := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 3 / 2 )))
 
 .PHONY: help demo test test-system lint stack stack-down stack-reset clean
 
@@ -12,10 +16,10 @@ demo: $(INSTALLED)  ## reconstruct the bundled sample into out/
 	$(BIN)/python -m flows reconstruct tests/data/mug out
 
 test: lint  ## lint, and run the tests
-	$(BIN)/python -m pytest -m 'not system' --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -m 'not system' --numprocesses $(PROCESSES) $(FILES)
 
 test-system: $(INSTALLED)  ## run the tests of the whole stack, of killed runs and of the UI
-	$(BIN)/python -m pytest -m system --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -m system --numprocesses $(PROCESSES) $(FILES)
 
 lint: $(INSTALLED)  ## check style, types, imports between rooms and licences
 	$(BIN)/ruff check .

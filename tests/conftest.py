@@ -1,24 +1,36 @@
-"""Fixtures of all tests: one Prefect server, one S3 server and one stack a process of pytest, and small captures."""
+"""Fixtures of all tests: a Prefect server and an S3 server for each process of pytest, stacks, and small captures."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from xdist.scheduler import LoadFileScheduling
 
 from tests.support.gpu_machine import gpu_environment
 from tests.support.own_settings import forget, send_the_rest
 from tests.support.running import CommandLine, prefect
 from tests.support.running_s3 import S3, seaweedfs
-from tests.support.running_stack import Running, started
+from tests.support.running_stack import Running, started, with_database
 from tests.synthetic import make_capture
 
 VIEWS, SIZE = 8, 96
-SHARE_THE_STACK = ("test_browser", "test_operations", "test_stack")
+SLOWEST = (
+    "test_operations",
+    "test_browser",
+    "test_dataset_kill",
+    "test_dataset",
+    "test_trellis_run",
+    "test_uploads",
+    "test_uploads_at_once",
+    "test_kill",
+    "test_stack",
+    "test_stack_on_postgresql",
+    "test_hand_over",
+    "test_dataset_page",
+)
+"""Files that begin first, the slowest one first: as the last one it would run while other processes have no work."""
 
 
 def pytest_configure() -> None:
@@ -30,27 +42,10 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-class FileScheduling(LoadFileScheduling):
-    """Gives whole files to the workers of pytest-xdist; the files that share the stack go to one worker.
-
-    `--dist loadgroup` is for this, but with pytest 9.2 pytest-xdist 3.8 ignores the groups (its issue 1386).
-    """
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = super()._split_scope(nodeid)
-        return "stack" if Path(file).stem in SHARE_THE_STACK else file
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling:
-    """Use our scheduling, whatever `--dist` says."""
-    return FileScheduling(config, log)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Check that SHARE_THE_STACK is complete: another file would start a second stack."""
-    for item in items:
-        if isinstance(item, pytest.Function) and "stack" in item.fixturenames:
-            assert item.path.stem in SHARE_THE_STACK, item.nodeid
+    """Put the slowest files first: the processes of `make test` and `make test-system` take whole files in order."""
+    places = {file: place for place, file in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(SLOWEST)))
 
 
 @pytest.fixture(scope="session")
@@ -68,14 +63,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A running stack that all tests share; a test that stops it starts it again."""
+    """A running stack that the tests of a file share; a test that stops it starts it again, unless it is the last."""
     folder = tmp_path_factory.mktemp("stack")
     once = folder / "once"
     once.touch()  # a test that wants an empty mesh removes it
     stand_in = {"STAND_IN_STEP_SECONDS": "0.1", "STAND_IN_EMPTY": "structure", "STAND_IN_ONCE": str(once)}
-    with started(folder / "state", **gpu_environment(folder), **stand_in) as running:
+    with started(with_database(folder / "state"), **gpu_environment(folder), **stand_in) as running:
         yield running
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -23,7 +24,7 @@ from flows.cli.conventions import (
 if TYPE_CHECKING:
     from tasks.dataset.plan import Plan
     from tasks.mesh.publish import Published
-    from tasks.settings import EngineName, Parameters
+    from tasks.settings import EngineName
 
 
 def reconstruct(
@@ -37,14 +38,19 @@ def reconstruct(
     from tasks.errors import MeshRejected
 
     status = EXIT_DONE
-    with _flow_context() as ready:
-        from flows.reconstruct import reconstruct
+    with errors_told():
+        from tasks.capture.listing import list_capture
 
-        try:
-            outcome: object = reconstruct(capture, output, engine, ready(set_ or []))
-        except MeshRejected as error:
-            tell_error(error)
-            outcome, status = error.published, EXIT_FAILED
+        parameters = parameters_of(set_ or [])
+        list_capture(capture)  # where there is no capture, nothing is started
+        with _flow_context():
+            from flows.reconstruct import reconstruct
+
+            try:
+                outcome: object = reconstruct(capture, output, engine, parameters)
+            except MeshRejected as error:
+                tell_error(error)
+                outcome, status = error.published, EXIT_FAILED
     published = cast("Published", outcome)
     if json_:
         typer.echo(published.report.model_dump_json(indent=1))
@@ -68,10 +74,12 @@ def dataset(
             found = _plan(dataset, output, engine, set_ or [], retry)
         typer.echo(_plan_json(found) if json_ else _plan_text(found))
         raise typer.Exit(EXIT_DONE)
-    with _flow_context() as ready:
-        from flows.dataset import reconstruct_dataset
+    with errors_told():
+        parameters = parameters_of(set_ or [])
+        with _flow_context():
+            from flows.dataset import reconstruct_dataset
 
-        report = reconstruct_dataset(dataset, output, engine, ready(set_ or []), retry)
+            report = reconstruct_dataset(dataset, output, engine, parameters, retry)
     if json_:
         typer.echo(report.model_dump_json(indent=1))
     else:
@@ -82,35 +90,37 @@ def dataset(
 
 
 @contextmanager
-def _flow_context() -> Iterator[Callable[[Sequence[str]], Parameters]]:
-    """Within the block flows can run: against the configured server, or Prefect's own.
+def _flow_context() -> Iterator[None]:
+    """Within the block flows can run, shown in the terminal: against the configured server, or Prefect's own.
 
-    Gives a function that reads the `--set` options and then starts the terminal and the server: wrong options start
-    nothing.
+    Prefect's own server starts beside the imports of the flows: each takes seconds.
     """
     use_prefect_defaults()
-    with errors_told(), ExitStack() as stack:
+    gc.disable()  # what is imported stays: looking for garbage meanwhile takes 0.3 s
+    with ExitStack() as stack:
         from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+        if PREFECT_API_URL.value():
+            server = None
+        else:
+            from flows.cli.own_server import OwnServer
+
+            typer.echo("starting Prefect's own server for this run (PREFECT_API_URL names another)", err=True)
+            server = OwnServer()
+            # heartbeats tell a server of lost runs and cost a second; this server ends with the run
+            updates = {PREFECT_API_URL: server.api, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+            stack.enter_context(temporary_settings(updates=updates))
+        import flows.reconstruct  # noqa: F401
         from flows.cli.terminal import Terminal
         from tasks.progress import observed_by
 
-        terminal = Terminal()
-
-        def ready(assignments: Sequence[str]) -> Parameters:
-            parameters = parameters_of(assignments)
-            stack.enter_context(terminal)
-            if not PREFECT_API_URL.value():
-                from flows.cli.own_server import start_server
-
-                terminal.console.print("starting Prefect's own server for this run (PREFECT_API_URL names another)")
-                start_server()
-                # heartbeats tell a server of lost runs and cost a second; this server ends with the run
-                stack.enter_context(temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}))
-            stack.enter_context(observed_by(terminal))
-            return parameters
-
-        yield ready
+        gc.freeze()
+        gc.enable()
+        terminal = stack.enter_context(Terminal())
+        stack.enter_context(observed_by(terminal))
+        if server is not None:
+            server.wait()
+        yield
 
 
 def _plan(dataset: str, output: str, engine: EngineName, assignments: Sequence[str], retry: bool) -> Plan:

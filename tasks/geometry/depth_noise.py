@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 BINS = 12  # of distance, each with as many readings
 READINGS = 4_000_000  # pixels that the model is fitted to
@@ -94,5 +93,7 @@ def _gaps(readings: Floats) -> tuple[Floats, Floats]:
 def _fitted(z: Floats, values: Floats) -> tuple[float, float]:
     """(a, b) >= 0 of a + b z^2, by relative least squares."""
     weight = 1 / np.maximum(values, np.finfo(float).tiny) if (values > 0).all() else np.ones_like(values)
+    from scipy.optimize import nnls  # its import is slow, and a run whose results are cached does not need it
+
     (a, b), _ = nnls(np.column_stack([np.ones_like(z), z**2]) * weight[:, None], values * weight)
     return float(a), float(b)

@@ -1,9 +1,9 @@
 """Fills the surface that no view saw: a smooth continuation of the measured surface around it; fusion calls it.
 
-Deep in a hollow, the volume of signed distances ends at the shadow of the hollow's rim, which is not a surface of the
-object. There the mesh is bent like a thin plate that is clamped to the measured surface: Liepa, Filling holes in meshes
-(SGP 2003), with the umbrella operator of Kobbelt et al., Interactive multi-resolution modeling on arbitrary meshes
-(SIGGRAPH 1998).
+Deep in a hollow, the volume of signed distances ends at the shadow of the hollow's rim, and below an object that bulges
+it ends at the space that the object hides; neither is a surface of the object. There the mesh is bent like a thin plate
+that is clamped to the measured surface: Liepa, Filling holes in meshes (SGP 2003), with the umbrella operator of
+Kobbelt et al., Interactive multi-resolution modeling on arbitrary meshes (SIGGRAPH 1998).
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ CLEARANCE_VOXELS = 1.0  # thickness of solid that stays in front of a vertex tha
 MOST_FACTORISED = 50_000
 STEPS = 400
 WAY_STEPS = 16  # places along a vertex's way that are checked
+# Single views graze an underside and put spots on it, which contradict each other: where this share of the vertices
+# within so many rings is unseen, all of them count as unseen
+SPOT_RINGS = 6
+SPOT_SHARE = 1 / 3
+SOFTEST = 0.9  # of the largest give: places that are as soft as this come to rest on the plane
 
 
 def continued(
@@ -36,7 +41,7 @@ def continued(
 
     volume: signed distances in the unit of `voxel`, positive in free space, which no vertex enters.
     """
-    shadow = _on_jumps(vertices, volume, JUMP_VOXELS * voxel)
+    shadow = on_jumps(vertices, volume, voxel)
     if not shadow.any():
         return vertices
     links = _links(faces, len(vertices))
@@ -45,18 +50,55 @@ def continued(
     if not patch.any():
         return vertices
     result = vertices.astype(np.float64)
-    result[patch] = _as_far_as_unseen(result[patch], _thin_plate(result, links, patch), volume)
+    goal, _ = _thin_plate(result, links, patch)
+    result[patch] = _as_far_as_unseen(result[patch], goal, volume)
     return result
 
 
-def _on_jumps(vertices: NDArray[np.floating], volume: NDArray[np.float32], jump: float) -> NDArray[np.bool_]:
-    """True, (n,), for vertices on a grid edge along which the distance changes by more than `jump`.
+def rested(
+    vertices: NDArray[np.floating],
+    faces: NDArray[np.integer],
+    volume: NDArray[np.float32],
+    unseen: NDArray[np.bool_],
+    plane: NDArray[np.float64],
+    contact: float,
+) -> NDArray[np.floating]:
+    """Vertices (n, 3) of an object on a plane, in voxels, with what is unseen, (n,), as a continuation of the rest.
 
-    Edges across the volume's border count as smooth: it lies around what was measured.
+    A foot, lower than `contact` (voxels) above the plane, is an unseen underside if what is around it is unseen, else it
+    is flat and stays. An underside that ends above the plane is loaded until it rests on it.
+    volume: as in `continued`. plane: (4,), unit normal upwards and offset, in voxels.
+    """
+    links = _links(faces, len(vertices))
+    foot = vertices @ plane[:3] + plane[3] < contact
+    foot = _below_unseen(foot, unseen, links)
+    share = (unseen | foot).astype(np.float64)
+    for _ in range(SPOT_RINGS):
+        share = (links @ share) / np.maximum(links.sum(axis=1), 1)
+    patch = _anchored(_grown(share > SPOT_SHARE, links, RIM_RINGS), links)
+    if not patch.any():
+        return vertices
+    result = vertices.astype(np.float64)
+    goal, give = _thin_plate(result, links, patch)
+    underside = _pieces_with(foot, patch, links)[patch]
+    if underside.any():
+        give = np.where(underside, give, 0)
+        soft = give > SOFTEST * give.max()
+        load = float(np.median((goal[soft] @ plane[:3] + plane[3]) / give[soft]))
+        goal -= max(load, 0.0) * give[:, None] * plane[:3]
+    result[patch] = _as_far_as_unseen(result[patch], goal, volume)
+    return result
+
+
+def on_jumps(vertices: NDArray[np.floating], volume: NDArray[np.float32], voxel: float) -> NDArray[np.bool_]:
+    """True, (n,), for vertices of the volume's zero level, in voxels, where it is the edge of a shadow.
+
+    There the distance jumps along the grid's edge. Edges across the volume's border count as smooth: it lies around
+    what was measured.
     """
     ends = [np.clip(end(vertices), 0, np.array(volume.shape) - 1).astype(np.intp) for end in (np.floor, np.ceil)]
     lower, upper = (volume[tuple(end.T)] for end in ends)
-    return np.asarray(np.abs(upper - lower) > jump)
+    return np.asarray(np.abs(upper - lower) > JUMP_VOXELS * voxel)
 
 
 def _links(faces: NDArray[np.integer], count: int) -> csr_array:
@@ -80,8 +122,37 @@ def _anchored(patch: NDArray[np.bool_], links: csr_array) -> NDArray[np.bool_]:
     return patch & (np.bincount(piece, ~patch, minlength=count) > 0)[piece]
 
 
-def _thin_plate(vertices: NDArray[np.float64], links: csr_array, patch: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Positions (k, 3) of the patch's vertices with the least squared umbrella vectors in and next to it.
+def _below_unseen(foot: NDArray[np.bool_], unseen: NDArray[np.bool_], links: csr_array) -> NDArray[np.bool_]:
+    """The pieces of the foot around which `SPOT_SHARE` of the vertices is unseen."""
+    region = _grown(foot, links, SPOT_RINGS)
+    piece, count = _pieces(region, links)
+    around = region & ~foot
+    hidden, ring = (np.bincount(piece[chosen], minlength=count) for chosen in (around & unseen, around))
+    below = np.append(hidden > SPOT_SHARE * np.maximum(ring, 1), False)
+    return foot & below[piece]
+
+
+def _pieces_with(some: NDArray[np.bool_], region: NDArray[np.bool_], links: csr_array) -> NDArray[np.bool_]:
+    """The pieces of a region that hold one of some vertices."""
+    piece, count = _pieces(region, links)
+    held = np.append(np.bincount(piece[region & some], minlength=count) > 0, False)
+    return np.asarray(held[piece])
+
+
+def _pieces(region: NDArray[np.bool_], links: csr_array) -> tuple[NDArray[np.intp], int]:
+    """The connected piece of the region that each vertex belongs to, -1 = none, and their number."""
+    inside = np.flatnonzero(region)
+    count, piece = connected_components(links[inside][:, inside], directed=False)
+    result = np.full(len(region), -1, np.intp)
+    result[inside] = piece
+    return result, int(count)
+
+
+def _thin_plate(
+    vertices: NDArray[np.float64], links: csr_array, patch: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Positions (k, 3) of the patch's vertices with the least squared umbrella vectors in and next to it, and how far
+    each of them gives way, (k,), if a load of 1 pushes on all.
 
     An umbrella vector leads from a vertex to the mean of its neighbours; its square is the energy of a bent plate, if
     all edges are equally long. All other vertices stay, and those next to the patch hold its slope.
@@ -93,8 +164,10 @@ def _thin_plate(vertices: NDArray[np.float64], links: csr_array, patch: NDArray[
     )
     free = umbrella[:, np.flatnonzero(patch)]
     held = umbrella @ np.where(patch[:, None], 0, vertices)
+    forces = np.column_stack([-(free.T @ held), np.ones(free.shape[1])])
     if patch.sum() > MOST_FACTORISED:
-        return _relaxed(free, held, vertices[patch])
+        bent = _relaxed(free, forces, np.column_stack([vertices[patch], np.zeros(free.shape[1])]))
+        return bent[:, :3], bent[:, 3]
     # a symmetric ordering: several times faster here than the default, and with less fill
     factors = splu(
         (free.T @ free).tocsc(),
@@ -102,16 +175,19 @@ def _thin_plate(vertices: NDArray[np.float64], links: csr_array, patch: NDArray[
         diag_pivot_thresh=0.0,
         options={"SymmetricMode": True},
     )
-    return np.asarray(factors.solve(-(free.T @ held)))
+    bent = factors.solve(forces)
+    return bent[:, :3], bent[:, 3]
 
 
-def _relaxed(free: csr_array, held: NDArray[np.float64], start: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Positions (k, 3) on the way from `start` to the least squares of free @ positions + held, in bounded work."""
+def _relaxed(free: csr_array, forces: NDArray[np.float64], start: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Columns (k, c) on the way from `start` to the solution of free.T @ free @ columns = forces, in bounded work."""
     normal = (free.T @ free).tocsr()
-    goal = -(free.T @ held)
     preconditioner = diags_array(1 / normal.diagonal())
     return np.column_stack(
-        [cg(normal, goal[:, axis], x0=start[:, axis], maxiter=STEPS, M=preconditioner)[0] for axis in range(3)]
+        [
+            cg(normal, force, x0=begin, maxiter=STEPS, M=preconditioner)[0]
+            for force, begin in zip(forces.T, start.T, strict=True)
+        ]
     )
 
 

@@ -31,6 +31,7 @@ MAX_BELOW_SHARE = 0.1  # of them lie below it at most
 MIN_ABOVE_SHARE = 0.01  # of them stand on it at least
 CELLS = 96  # along the sides of a cube around the focus, in which what stands on the plane falls into pieces
 MARGIN_CELLS = 1.5
+MIN_LOOKING_SHARE = 0.5  # of the views have the object's middle in their image at least
 NEARNESS = 8.0  # how much the distance from the focus counts, in shares of what is searched, against size
 
 
@@ -64,8 +65,10 @@ def find_subject(views: Sequence[View], sensor: DepthNoise) -> Subject | None:
     on = np.abs(height) < readings.thickness
     floor = SIGMAS * SPREAD * float(np.median(np.abs(height[on])))
     found = _standing(readings.points[height > floor], focus, reach, plane, floor)
-    # around a camera stands a room, on one of its walls
-    return None if found is None or found.box is None or found.box.holds(centres).any() else found
+    # around a camera stands a room, on one of its walls; furniture in a room is seen in passing
+    if found is None or found.box is None or found.box.holds(centres).any():
+        return None
+    return found if _looking_share(views, found.box) >= MIN_LOOKING_SHARE else None
 
 
 def _readings(views: Sequence[View], sensor: DepthNoise) -> _Readings:
@@ -97,6 +100,15 @@ def _focus(views: Sequence[View]) -> tuple[Floats, float]:
     if not seen:
         return np.zeros(3), 0.0
     return np.median(seen, axis=0), float(np.median(distances))
+
+
+def _looking_share(views: Sequence[View], box: Box) -> float:
+    """Share of the views that have the box's middle in their image."""
+    cameras = [view.camera for view in views if view.camera is not None]
+    middle = np.array([box.centre], np.float32)
+    projected = [(camera, *camera.project(middle)) for camera in cameras]
+    inside = [z[0] > 0 and 0 <= x < camera.width and 0 <= y < camera.height for camera, ((x, y),), z in projected]
+    return float(np.mean(inside))
 
 
 def _supporting_plane(readings: _Readings, centres: Floats) -> Floats | None:

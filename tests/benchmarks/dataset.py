@@ -122,18 +122,22 @@ class _Normal:
 def overhead(folder: Path) -> None:
     use_store(folder)
     os.environ |= {"PREFECT_HOME": str(folder / "prefect"), "CAPTURE2MESH_BATCH_PROCESSES": "1"}
-    os.environ |= {"PREFECT_LOGGING_LEVEL": "WARNING", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
+    os.environ |= {"PREFECT_LOGGING_LEVEL": "WARNING"}
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     from flows import batch, workshop
-    from flows.cli import own_server
+    from flows.cli.own_server import OwnServer
     from tests.synthetic import make_capture
 
     make_capture(folder / "first", "sphere", views=3, size=32)
     for index in range(TIMED_CAPTURES):
         shutil.copytree(folder / "first", folder / "in" / f"{index:04}")
     workshop._whole = _one_second  # type: ignore[assignment]
-    own_server.start_server()
+    server = OwnServer()
+    server.wait()
     begun = time.perf_counter()
-    assert batch.batch(str(folder / "in"), str(folder / "out"), "fusion") == {"normal": TIMED_CAPTURES}
+    with temporary_settings(updates={PREFECT_API_URL: server.api}):
+        assert batch.batch(str(folder / "in"), str(folder / "out"), "fusion") == {"normal": TIMED_CAPTURES}
     seconds = time.perf_counter() - begun
     work = TIMED_CAPTURES * SECONDS
     print(f"{TIMED_CAPTURES} captures of {SECONDS:g} s: {seconds:.1f} s, {100 * (seconds / work - 1):.1f} % more")
@@ -184,6 +188,7 @@ def _shard(folder: str) -> None:
     """One worker's batch."""
     use_store(Path(folder))
     os.environ |= {"CAPTURE2MESH_BATCH_PROCESSES": "1"}
+
     from flows import batch, workshop
     from tasks.dataset.plan import plan
     from tasks.inference.registry import resolve_engine

@@ -170,14 +170,18 @@ def loop(dataset: Path, output: Path, exporter: Any) -> None:
 
 
 def batch(dataset: Path, output: Path, exporter: Any) -> None:
-    from flows.cli.own_server import start_server
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.cli.own_server import OwnServer
     from flows.dataset import reconstruct_dataset
     from tasks.inference.registry import TRELLIS
     from tasks.settings import ExportParameters, Parameters
 
-    start_server()
+    server = OwnServer()
+    server.wait()
     parameters = Parameters(export=ExportParameters(exporter=exporter))
-    print(f"# {reconstruct_dataset(str(dataset), str(output), 'trellis', parameters).counts}")
+    with temporary_settings(updates={PREFECT_API_URL: server.api}):
+        print(f"# {reconstruct_dataset(str(dataset), str(output), 'trellis', parameters).counts}")
     TRELLIS.close()
 
 

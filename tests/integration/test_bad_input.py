@@ -30,7 +30,7 @@ from typer.testing import CliRunner
 from flows.__main__ import app
 from tasks.report import Report
 from tests.support.own_settings import forget
-from tests.support.running import ROOT, CommandLine, Finished, assert_whole
+from tests.support.running import ROOT, CommandLine, Finished, assert_whole, put_database
 
 VIEW, OTHER, DEPTH, CAMERAS = "views/view_003.png", "views/view_005.png", "depth/view_003.png", "transforms.json"
 BOMB_SIDE = 100_000
@@ -236,6 +236,7 @@ def test_bad_capture_is_refused(case: str, damaged: Path, reconstruct_here: Here
 def test_every_fault_of_a_capture_is_told(damaged: Path, tmp_path: Path) -> None:
     """Five files with five faults, by a process of its own with Prefect's own server, which could spill a traceback."""
     flows = CommandLine(tmp_path)
+    put_database(tmp_path / "prefect")
     truncated(damaged)
     (damaged / "depth" / "view_000.png").unlink()
     (damaged / "views" / "view_006.png").write_bytes(b"")

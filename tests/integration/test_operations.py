@@ -30,7 +30,11 @@ SECONDS = 10
 UNBEGUN_SECONDS = 60
 GONE_SECONDS = 90
 """Within which a process that was told to end is gone."""
-SLOW = {"engine": "trellis", "infer__trellis__ss_steps": str(SECONDS * 10), "export__exporter": '"native"'}
+STAND_IN = {"engine": "trellis", "export__exporter": '"native"'}
+"""Its inference takes four seconds."""
+SLOW = STAND_IN | {"infer__trellis__ss_steps": str(SECONDS * 10)}
+UNLEASED_SECONDS = 5
+"""For so long nothing may begin without a slot; it would begin within two."""
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +124,7 @@ def test_failed_run_goes_on_where_it_failed(stack: Running, upload: Callable[[st
     fault = Path(stack.env["STAND_IN_ONCE"])
     fault.unlink()
     try:
-        run = stack.run(upload("failed"), infer__seed="2", **SLOW)
+        run = stack.run(upload("failed"), infer__seed="2", **STAND_IN)
         failed = stack.ended(run)
         assert failed["state_name"] == "Failed", stack.logs
     finally:
@@ -139,9 +143,9 @@ def test_inference_waits_for_a_slot_of_the_gpu(stack: Running, upload: Callable[
     """Which another process of the same machine may have, one that no worker has started."""
     path = "/v2/concurrency_limits"
     lease = stack.ask("POST", f"{path}/increment-with-lease", names=["gpu"], slots=1)["lease_id"]
-    run = stack.run(upload("slot"), infer__seed="8", **SLOW)
+    run = stack.run(upload("slot"), infer__seed="8", **STAND_IN)
     wait_for("the inference's run", lambda: any(each["start_time"] for each in stack.children(run)), PATIENCE)
-    time.sleep(SECONDS)
+    time.sleep(UNLEASED_SECONDS)
     assert models(stack) == [] and stack.read(run)["state_name"] == "Running"
     stack.ask("POST", f"{path}/decrement-with-lease", lease_id=lease)
     assert stack.ended(run)["state_name"] == "Completed", stack.logs

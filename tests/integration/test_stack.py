@@ -114,7 +114,7 @@ def test_stack_that_never_was_is_down(tmp_path: Path) -> None:
 
 
 def test_stack_ends_whole_and_comes_back_with_its_state(stack: Running, finished: dict[str, Any]) -> None:
-    """A run that its end has hit is run again; at last it is reset and started anew, as others use it, too."""
+    """A run that its end has hit is run again. At last the stack is reset; no test of this file follows."""
     assert stack.process is not None
     hit = stack.run(infer__seed="8")
     wait_for("the run", lambda: stack.read(hit)["state_name"] == "Running", PATIENCE)
@@ -131,4 +131,3 @@ def test_stack_ends_whole_and_comes_back_with_its_state(stack: Running, finished
     stack.process.wait(timeout=PATIENCE)
     assert not stack.folder.exists()
     stack.assert_gone()
-    stack.start()

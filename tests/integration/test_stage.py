@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 from prefect import flow
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 import tasks.stage
 from tasks.errors import InputError, StorageUnavailable
@@ -53,9 +52,9 @@ def scripted(script: Script, **retries: Any) -> Stage[[str], Word]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def harness() -> Iterator[None]:
-    """A Prefect server for this module; heartbeats would cost a second a flow."""
-    with prefect_test_harness(), temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+def server(prefect_server: str) -> Iterator[None]:
+    """Flows of this process use the shared server; heartbeats would cost a second a flow."""
+    with temporary_settings(updates={PREFECT_API_URL: prefect_server, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
 
 

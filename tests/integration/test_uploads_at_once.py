@@ -17,7 +17,7 @@ from tests.support.watching_stack import batches, done, inferences, published, u
 
 pytestmark = pytest.mark.system
 
-UPLOADS = 24
+UPLOADS = 16
 SECONDS_EACH = 20
 """At most, on a busy machine."""
 

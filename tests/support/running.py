@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -183,12 +187,34 @@ def wait_until_served(url: str, process: subprocess.Popen[bytes], log: Path) -> 
     wait_for(url, served)
 
 
+def put_database(home: Path) -> None:
+    """Make the folder PREFECT_HOME with a database without runs: a server would need longer for that than for the rest.
+
+    It is made once for this version of Prefect. That a server makes its own, test_command_line and
+    test_uploads_at_once show.
+    """
+    database = ROOT / "build" / f"prefect-{version('prefect')}.db"
+    database.parent.mkdir(exist_ok=True)
+    with database.with_suffix(".lock").open("w") as lock, TemporaryDirectory(dir=database.parent) as made:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not database.exists():
+            make = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+            env = clean_environment() | {"PREFECT_HOME": made}
+            subprocess.run(make, env=env, check=True, capture_output=True, timeout=TIMEOUT)
+            (Path(made) / "prefect.db").rename(database)
+    home.mkdir(parents=True)
+    shutil.copy(database, home / "prefect.db")
+
+
 @contextmanager
 def prefect(folder: Path, port: int | None = None) -> Iterator[str]:
     """A Prefect server with a database of its own in the folder; gives the URL of its API."""
     port = port or free_ports(1)[0]
     log = folder / "prefect-server.log"
-    env = clean_environment() | {"PREFECT_HOME": str(folder / "prefect")}
+    home = folder / "prefect"
+    if not home.exists():
+        put_database(home)
+    env = clean_environment() | {"PREFECT_HOME": str(home)}
     start = ["-m", "infra.prefect_server", "server", "start"]
     arguments = [sys.executable, *start, "--host", "127.0.0.1", "--port", str(port)]
     with running(arguments, env, log) as process:

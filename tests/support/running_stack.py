@@ -18,13 +18,16 @@ import httpx
 
 from infra.s3 import free_ports
 from infra.stack import Stack, StackSettings
+from infra.stack_folder import PID_FILE
 from infra.stack_members import members
-from tests.support.running import ROOT, SMALL, clean_environment, kill_group, wait_for
+from tests.support.running import ROOT, SMALL, clean_environment, kill_group, put_database, wait_for
 
 PASSWORD = "a password of the test"
 UP = "It is up"
 PATIENCE = 480
 """Seconds. A run takes ten and a start fifteen on an idle machine."""
+POLL_SECONDS = 0.5
+"""Between two questions whether a run has ended: each costs the server 10 ms."""
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -134,7 +137,7 @@ class Running:
             found = self.read(run)
             return found if found["state_type"] in ENDED else None
 
-        return wait_for(f"the end of run {run}", end, seconds)
+        return wait_for(f"the end of run {run}", end, seconds, POLL_SECONDS)
 
     def set_state(self, run: str, kind: str, name: str) -> None:
         """Set a run's state as the UI's buttons do."""
@@ -171,6 +174,16 @@ def started(folder: Path, **env: str) -> Iterator[Running]:
         yield running
     finally:
         running.stop()
+
+
+def with_database(folder: Path) -> Path:
+    """Make the folder of a stack that has a database already, which saves time; gives the folder.
+
+    That a stack makes all of its folder itself, tests/integration/test_uploads_at_once.py shows.
+    """
+    put_database(folder / "prefect")
+    (folder / PID_FILE).touch()
+    return folder
 
 
 def assets(stack: Running, capture: str) -> list[str]:

@@ -132,6 +132,8 @@ def test_a_one_sided_capture_is_an_open_surface() -> None:
     front = np.abs(mesh.vertices[:, 1] - PANEL.bounds[0, 1])
     assert np.percentile(front, 80) < 0.0005
     assert mesh.vertices[:, 1].max() < OBJECT_CENTRE[1]  # not the other side
+    beyond = np.abs(mesh.vertices - OBJECT_CENTRE) - PANEL.extents / 2
+    assert beyond[:, [0, 2]].max() < surface.voxel_m  # no skirt around what was seen
 
 
 def test_a_one_sided_capture_is_closed_if_it_is_said_to_be_an_object() -> None:
@@ -218,3 +220,4 @@ def test_a_room_is_a_surface() -> None:
     assert surface.subject.kind == "surface" and not mesh.is_watertight
     walls = (np.abs(mesh.vertices - PLACE) / (2, 1.5, 1.25)).max(axis=1)
     assert np.median(np.abs(walls - 1)) < 0.002
+    assert np.abs(walls - 1).max() < 0.05  # nothing hangs where a camera's view ends

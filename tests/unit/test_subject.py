@@ -183,6 +183,17 @@ def test_a_room_has_no_subject(outwards: bool) -> None:
     assert found_in(views_of_scene(room, poses)) is None
 
 
+def test_what_is_seen_in_passing_is_no_subject() -> None:
+    """As furniture on a walk through a room: most views look at other places of one plane."""
+    floor = trimesh.creation.box((6, 6, 0.02)).apply_translation(at(0, 0, -0.01))
+    scene = trimesh.util.concatenate([block(), floor])
+    at_block = [look_at(at(x, -0.5, 0.4), at(0, 0, 0.05)) for x in (-0.2, -0.1, 0.1, 0.2)]
+    turns = np.linspace(0, 2 * np.pi, 6, endpoint=False)
+    beside = [look_at(at(1.5 * np.cos(t), 1.5 * np.sin(t), 0.6), at(2 * np.cos(t), 2 * np.sin(t), 0)) for t in turns]
+    assert found_in(views_of_scene(scene, at_block)) is not None
+    assert found_in(views_of_scene(scene, at_block + beside)) is None
+
+
 def test_cameras_on_both_sides_of_a_plane_give_none() -> None:
     both = trimesh.util.concatenate([block(), table()])
     views = views_from_above(both, 8)

@@ -23,15 +23,15 @@ from tasks.capture.views import View
 from tasks.errors import InferenceFailed
 from tasks.geometry.depth import DepthMap, cut_out, tangent_planes, window_for
 from tasks.geometry.depth_noise import DepthNoise, measured_noise
-from tasks.geometry.hole_filling import continued
-from tasks.geometry.mesh_repair import connected_pieces, face_normals, without_crumbs
+from tasks.geometry.hole_filling import continued, on_jumps, rested
+from tasks.geometry.mesh_repair import compact, connected_pieces, face_normals, without_crumbs
 from tasks.geometry.subject_search import find_subject
 from tasks.inference.fusion.agreement import spread_between
 from tasks.inference.fusion.grid import CELL, VoxelGrid, grid_around, typical_footprint
 from tasks.inference.fusion.seen_space import SeenSpace, signed_distance
 from tasks.settings import FusionParameters
 
-FUSION_VERSION = "3"
+FUSION_VERSION = "4"
 MIN_VIEWS = 3  # with fewer, most of the object would be a guess
 MOST_VIEWS = 100  # a view costs some 20 MB at 640 x 480; more of them would add little
 
@@ -111,10 +111,12 @@ def fuse(views: Sequence[View], parameters: FusionParameters, progress: Callable
         progress(0.4)
         volume, measured = _volume(seen, grid, truncation, floor, contact + grid.voxel, pool)
     progress(0.8)
-    vertices, faces, invented = _surface(volume, measured, grid, int(THIN_SPREADS * spread / grid.voxel))
-    if subject.kind == "object" and parameters.subject == "auto" and invented > OPEN_SHARE:
-        reason = f"{invented:.0%} of the closed surface would be invented, so it stays open; {subject.reason}"
-        subject = subject.model_copy(update={"kind": "surface", "reason": reason.removesuffix("; ")})
+    if subject.kind == "object":
+        thin = int(THIN_SPREADS * spread / grid.voxel)
+        vertices, faces, invented = _surface(volume, measured, grid, thin, floor, contact)
+        if parameters.subject == "auto" and invented > OPEN_SHARE:
+            reason = f"{invented:.0%} of the closed surface would be invented, so it stays open; {subject.reason}"
+            subject = subject.model_copy(update={"kind": "surface", "reason": reason.removesuffix("; ")})
     if subject.kind == "surface":
         vertices, faces, invented = *_open_surface(volume, measured, grid), 0.0
     progress(0.95)
@@ -255,12 +257,18 @@ def _crossed(blocks: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def _surface(
-    volume: NDArray[np.float32], measured: NDArray[np.bool_], grid: VoxelGrid, thin: int
+    volume: NDArray[np.float32],
+    measured: NDArray[np.bool_],
+    grid: VoxelGrid,
+    thin: int,
+    floor: NDArray[np.float64] | None,
+    contact: float,
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], float]:
     """The zero level as a closed, outward oriented mesh, and the share of its area that no view saw.
 
     Space beyond the grid is free. Solid parts that are thinner than 2 * thin + 1 voxels are left out: they lie between
-    readings that contradict each other.
+    readings that contradict each other. floor, contact: the plane that the object stands on, and the height (metres)
+    above it up to which its readings count as the plane's.
     """
     gap = np.float32(ZERO_GAP * grid.voxel)
     padded = np.pad(_without_thin_parts(volume, thin, grid.voxel), 1, constant_values=np.float32(grid.voxel))
@@ -268,22 +276,32 @@ def _surface(
     if not (padded < 0).any():
         raise InferenceFailed(NOTHING)
     vertices, faces, _, _ = marching_cubes(padded, 0.0, gradient_direction="descent")
-    known = _known(vertices - 1, measured)
+    known = _known(vertices - 1, measured, np.logical_or)
     faces = faces[_seen_pieces(faces, known)]
     if not len(faces):
         raise InferenceFailed(NOTHING)
     invented = _invented_share(vertices - 1, faces, known)
+    unseen = ~_known(vertices - 1, measured, np.logical_and) | on_jumps(vertices - 1, volume, grid.voxel)
     vertices = continued(vertices - 1, faces, volume, grid.voxel)
+    if floor is not None:
+        plane = np.append(floor[:3], (floor[3] + floor[:3] @ grid.origin) / grid.voxel)
+        vertices = rested(vertices, faces, volume, unseen, plane, contact / grid.voxel + 1)
     return (vertices * grid.voxel + grid.origin).astype(np.float32), faces.astype(np.int32), invented
 
 
 def _open_surface(
     volume: NDArray[np.float32], measured: NDArray[np.bool_], grid: VoxelGrid
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """The zero level as far as it has been measured, as an open mesh."""
-    if not measured.any() or not (volume[measured] < 0).any() or not (volume[measured] > 0).any():
+    """The zero level where all corners of a cube have been measured, as an open mesh."""
+    if not (volume < 0).any() or not (volume > 0).any():
         raise InferenceFailed(NOTHING)
-    vertices, faces, _, _ = marching_cubes(volume, 0.0, gradient_direction="descent", mask=measured)
+    vertices, faces, _, _ = marching_cubes(volume, 0.0, gradient_direction="descent")
+    # beside what was measured, free space borders on unknown space: that is not a surface
+    cubes = ndimage.minimum_filter(measured, size=2, origin=-1)
+    inside = np.floor(vertices[faces].mean(axis=1)).astype(np.intp)
+    vertices, faces = compact(vertices, faces[cubes[tuple(inside.T)]])
+    if not len(faces):
+        raise InferenceFailed(NOTHING)
     return (vertices * grid.voxel + grid.origin).astype(np.float32), faces.astype(np.int32)
 
 
@@ -302,10 +320,12 @@ def _without_thin_parts(volume: NDArray[np.float32], radius: int, voxel: float) 
     return np.where((volume < 0) & ~kept[inner], np.float32(voxel / 2), volume)
 
 
-def _known(vertices: NDArray[np.floating], measured: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """True, (n,), for vertices (voxels) next to a voxel that has been measured."""
+def _known(
+    vertices: NDArray[np.floating], measured: NDArray[np.bool_], either: Callable[..., NDArray[np.bool_]]
+) -> NDArray[np.bool_]:
+    """True, (n,), for vertices (voxels) between two voxels that have both been measured, or one of them."""
     ends = [np.clip(end(vertices), 0, np.array(measured.shape) - 1).astype(np.intp) for end in (np.floor, np.ceil)]
-    return np.asarray(np.logical_or(*(measured[tuple(end.T)] for end in ends)))
+    return np.asarray(either(*(measured[tuple(end.T)] for end in ends)))
 
 
 def _seen_pieces(faces: NDArray[np.integer], known: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -73,8 +73,8 @@ def grid_around(
 
     Raises InferenceFailed if there is no such point.
     """
-    points = np.concatenate([one.points for one in planes])
-    points = points[:: max(len(points) // BOUNDS_SAMPLES, 1)]
+    every = max(sum(len(one.points) for one in planes) // BOUNDS_SAMPLES, 1)
+    points = np.concatenate([one.points[::every] for one in planes])
     if floor is not None:
         points = points[points @ floor[:3] + floor[3] > contact]
     for depth_map in maps:

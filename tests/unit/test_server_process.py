@@ -1,19 +1,22 @@
-"""The start of Prefect's server on SQLite."""
+"""The process of Prefect's own server: its garbage collector, and its end."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
+
+from tests.support.running import clean_environment, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # what happens in the server: a cursor in a cycle, of a connection that waits for the lock that this thread holds
 TRANSACTION = """
 import contextlib, sqlite3, sys, threading, time
-from infra.prefect_server import collect_elsewhere
+from flows.cli.server_process import collect_elsewhere
 
 if sys.argv[2] == "elsewhere":
     collect_elsewhere(pause=0.05)
@@ -48,3 +51,14 @@ def test_a_transaction_ends_though_a_cursor_of_a_waiting_connection_is_garbage(
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ran.stdout, ran.stderr
     assert (float(ran.stdout) > 3) == stands_still
+
+
+def test_the_server_of_a_command_ends_with_it_even_if_that_is_killed(tmp_path: Path) -> None:
+    code = "from flows.cli.own_server import OwnServer; print(OwnServer().process.pid, flush=True); input()"
+    env = clean_environment() | {"PREFECT_HOME": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=env, stdin=PIPE, stdout=PIPE) as command:
+        assert command.stdout is not None
+        server = Path("/proc") / command.stdout.readline().decode().strip()
+        wait_for("the server", lambda: b"server_process" in (server / "cmdline").read_bytes())
+        command.kill()
+    wait_for("the end of the server", lambda: not server.exists() or ") Z " in (server / "stat").read_text())
