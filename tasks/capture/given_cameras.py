@@ -117,5 +117,7 @@ class GivenCameras:
     """Views that have a frame, right or wrong"""
     lenses: Mapping[str, Intrinsics] = field(default_factory=lambda: MappingProxyType({}))
     """Intrinsics by view name, of all views that have them, with or without a pose"""
+    rig: str | None = None
+    """The kind of a declared rig, as `capture2mesh rig` writes it"""
     source: str = ""
     """The file that gives them, relative to the capture; empty if there is none"""

@@ -135,4 +135,4 @@ def _together(files: list[TransformsFile]) -> TransformsFile:
             seen.add(frame.image)
             frames.append(frame)
     problems = [problem for each in files for problem in each.problems]
-    return TransformsFile(frames, first.lens, first.depth_unit, first.depth_range, first.bounds, problems)
+    return replace(first, frames=frames, problems=problems)
