@@ -97,7 +97,8 @@ def examine(
     wrong = layout.camera_problems
     (problems if needs.cameras else warnings).extend(wrong)
     problems += [*layout.problems, *_check_names(layout, needs)]
-    warnings += [*layout.warnings, *map(_ignored, ignored_of(listed))]
+    ignored = [_ignored(path) for path in ignored_of(listed)]
+    warnings += [*layout.warnings, *ignored]
     if needs.cameras and (layout.cameras.named or not wrong):
         problems += _check_cameras_are_there(layout)
     (problems if needs.metric_depth else warnings).extend(_check_depth_is_there(layout, needs))
@@ -119,8 +120,8 @@ def examine(
     same = _check_same_camera(facts)
     (problems if needs.cameras and len(same) >= _STILL_SHARE * len(facts) else warnings).extend(same)
     warnings += alike + _check_blur(facts) + _check_meeting(facts)
-    if problems:
-        raise CaptureRefused(capture, problems)
+    if problems:  # a file of a format that is not read is often why something else is missing
+        raise CaptureRefused(capture, [*problems, *ignored])
     report = CaptureReport(
         views=tuple(_with_verdict(view, warnings) for view in facts),
         warnings=tuple(warnings),
@@ -180,9 +181,8 @@ def _check_enough_show_the_object(facts: Sequence[Facts], needs: Needs) -> list[
 
 
 def _ignored(path: str) -> Problem:
-    return Problem(
-        where=path, what="is ignored: views are PNG or JPEG, depth maps PNG, TIFF, EXR or NPY", todo="remove it"
-    )
+    what = "is ignored: views are PNG, JPEG, WebP or HEIC, depth maps PNG, TIFF, EXR or NPY, directly in their folder"
+    return Problem(where=path, what=what, todo="save it as one of these, or remove it")
 
 
 def _check_cameras_are_there(layout: Layout) -> list[Problem]:

@@ -14,17 +14,17 @@ from pathlib import PurePosixPath
 from tasks.capture.layout import DEPTH_SUFFIXES, IMAGE_SUFFIXES
 
 # What operating systems, editors and storages leave in folders: names, endings, and folders with all below them.
-_LITTER_NAMES = frozenset({"Thumbs.db", "desktop.ini", "Icon\r"})
-_LITTER_ENDINGS = (":Zone.Identifier", "_$folder$", "/")
-_LITTER_FOLDERS = frozenset({"@eaDir", "__MACOSX", ".ipynb_checkpoints", ".git", ".Trashes", "$RECYCLE.BIN"})
+_LITTER_NAMES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
+_LITTER_ENDINGS = (":Zone.Identifier", "_$folder$", "/", "~")
+_LITTER_FOLDERS = frozenset({"@eaDir", "@Recycle", "#recycle", "__MACOSX", "$RECYCLE.BIN", "__pycache__"})
 
 
 def is_litter(path: str) -> bool:
     """True for files that nobody put there: those of operating systems, and the markers of a storage's folders."""
     *folders, name = path.split("/")
     return (
-        name.startswith(".")
-        or name in _LITTER_NAMES
+        any(part.startswith(".") and part not in (".", "..") for part in (*folders, name))
+        or name.lower() in _LITTER_NAMES
         or path.endswith(_LITTER_ENDINGS)
         or not _LITTER_FOLDERS.isdisjoint(folders)
     )

@@ -69,10 +69,24 @@ class Frame:
     intrinsics: Intrinsics
     camera_to_world: NDArray[np.float64]
     """(4, 4), OpenGL axes, metres"""
+    reduced: int = 1
+    """The picture was reduced by this factor; the intrinsics may be of its full size"""
+
+    def for_picture(self, width: int, height: int) -> Intrinsics:
+        """The intrinsics for a picture of this size: those of the full size are reduced as the picture was."""
+        known, factor = self.intrinsics, self.reduced
+        # a picture of 1001 pixels was reduced to 500 or 501
+        if None in (known.w, known.h) or factor == 1 or (known.w or 0) // factor not in (width, width - 1):
+            return known
+        across, along = width / (known.w or width), height / (known.h or height)
+        sizes = {"fl_x": across, "cx": across, "fl_y": along, "cy": along}
+        given = {name: value for name in sizes if (value := getattr(known, name)) is not None}
+        scaled = {name: value * sizes[name] for name, value in given.items()} | {"w": width, "h": height}
+        return known.model_copy(update=scaled)
 
     def camera(self, width: int, height: int) -> Camera:
         """The camera of an image of this size, without the distortion of a fisheye lens."""
-        known = self.intrinsics
+        known = self.for_picture(width, height)
         fl_x = known.fl_x or width / 2 / math.tan((known.camera_angle_x or math.pi / 2) / 2)
         fl_y = known.fl_y or (height / 2 / math.tan(known.camera_angle_y / 2) if known.camera_angle_y else fl_x)
         return Camera(
@@ -103,5 +117,7 @@ class GivenCameras:
     """Views that have a frame, right or wrong"""
     lenses: Mapping[str, Intrinsics] = field(default_factory=lambda: MappingProxyType({}))
     """Intrinsics by view name, of all views that have them, with or without a pose"""
+    rig: str | None = None
+    """The kind of a declared rig, as `capture2mesh rig` writes it"""
     source: str = ""
     """The file that gives them, relative to the capture; empty if there is none"""

@@ -25,6 +25,8 @@ from tasks.errors import Problem
 _RIGID_TOLERANCE = 5e-3
 # Further away than this, a matrix is not in metres.
 _MAX_DISTANCE_M = 1e4
+# 1 is written beside depth in metres; a larger step is that of no sensor.
+_LARGEST_STEP_M = 1.0
 _PERSPECTIVE = frozenset(
     {"perspective", "pinhole", "simple_pinhole", "simple_radial", "radial", "opencv", "full_opencv"}
 )
@@ -46,6 +48,7 @@ class _Transforms(Intrinsics, frozen=True):
     depth_near: Positive | None = None
     depth_far: Positive | None = None
     applied_scale: Positive = 1.0
+    rig: str | None = None
     bounds: tuple[tuple[FiniteFloat, FiniteFloat, FiniteFloat], tuple[FiniteFloat, FiniteFloat, FiniteFloat]] | None = (
         None
     )
@@ -80,6 +83,7 @@ class TransformsFile:
     depth_unit: float = MILLIMETRE
     depth_range: tuple[float, float] | None = None
     bounds: NDArray[np.float64] | None = None
+    rig: str | None = None
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -104,10 +108,15 @@ def parse_transforms(
     if "frames" not in top.model_fields_set and not _has_focal_length(top):
         what = "has neither frames nor a focal length"
         return TransformsFile(problems=[Problem(where=name, what=what, todo=_CONVENTION)])
-    found = TransformsFile(depth_unit=top.depth_unit_scale_factor or top.integer_depth_scale or MILLIMETRE)
+    unit = top.depth_unit_scale_factor or top.integer_depth_scale or MILLIMETRE
+    found = TransformsFile(depth_unit=unit, rig=top.rig)
     if _has_focal_length(top):
         found.lens = Intrinsics.model_validate({key: getattr(top, key) for key in Intrinsics.model_fields})
     found.depth_range, found.problems = _depth_range(name, top)
+    if unit > _LARGEST_STEP_M:
+        what = f"is {unit:g} metres for each step of a depth map"
+        todo = f"give metres for each step, not steps for each metre: {1 / unit:g}"
+        found.problems.append(Problem(where=f"{name} depth_unit_scale_factor", what=what, todo=todo))
     if top.bounds is not None:
         bounds = np.array(top.bounds)
         if (bounds[0] < bounds[1]).all():
@@ -268,6 +277,7 @@ def given_cameras(found: TransformsFile, names: dict[str, str], source: str = TR
         depth_unit=found.depth_unit,
         depth_range=found.depth_range,
         bounds=found.bounds,
+        rig=found.rig,
         named=frozenset(name for name, each in named.items() if each.frame is not None or each.wrong),
         lenses=lenses | {name: each.lens for name, each in named.items() if each.lens is not None},
         source=source,

@@ -117,7 +117,12 @@ def inspect(files: ViewFiles, cameras: GivenCameras, read: Reader) -> Inspection
     wrong_camera = (
         []
         if view.camera is None
-        else _check_camera(files.image, cameras.frames[files.name].intrinsics, view.camera, cameras.source)
+        else _check_camera(
+            files.image,
+            cameras.frames[files.name].for_picture(width, height),
+            view.camera,
+            cameras.source,
+        )
     )
     facts = Facts(
         path=files.image,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tasks.capture import masks
 from tasks.capture.camera import Camera
 from tasks.capture.fisheye import positions, straightened
-from tasks.capture.given_cameras import GivenCameras, Intrinsics
+from tasks.capture.given_cameras import Frame, GivenCameras, Intrinsics
 from tasks.capture.images import UPRIGHT, DecodedDepth, DecodeError, Picture, decode_depth, decode_mask, decode_picture
 from tasks.capture.layout import Reader, ViewFiles
 from tasks.capture.layouts import read_layout
@@ -88,9 +88,15 @@ def decoded_views(paths: Iterable[str], read: Reader, names: Iterable[str] | Non
     return views_of(read_layout(list(paths), read), read, names)
 
 
-def views_of(layout: Layout, read: Reader, names: Iterable[str] | None = None) -> Iterator[View]:
+def views_of(
+    layout: Layout,
+    read: Reader,
+    names: Iterable[str] | None = None,
+    placed: Mapping[str, Camera] | None = None,
+) -> Iterator[View]:
     """Decode the views of a capture (all, or those named) one by one, sorted by name; few are in memory at once.
 
+    placed: the cameras by view name, instead of the capture's own; a view that is not among them has none.
     If nothing tells the object from its background, the mask is True everywhere. Depth is zero outside of the mask and
     of the `bounds`. Raises DecodeError; a capture that was examined has no such file.
     """
@@ -99,11 +105,13 @@ def views_of(layout: Layout, read: Reader, names: Iterable[str] | None = None) -
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(chosen), _AT_ONCE):
             batch = chosen[start : start + _AT_ONCE]
-            for decoded in pool.map(lambda files: decode_view(files, layout.cameras, read), batch):
+            for decoded in pool.map(lambda files: decode_view(files, layout.cameras, read, placed), batch):
                 yield decoded.view
 
 
-def decode_view(files: ViewFiles, cameras: GivenCameras, read: Reader) -> Decoded:
+def decode_view(
+    files: ViewFiles, cameras: GivenCameras, read: Reader, placed: Mapping[str, Camera] | None = None
+) -> Decoded:
     """Decode one view with its mask and depth, as `views_of` does. Raises DecodeError with all broken files."""
     limit = settings().max_pixels
     frame = cameras.frames.get(files.name)
@@ -145,9 +153,12 @@ def decode_view(files: ViewFiles, cameras: GivenCameras, read: Reader) -> Decode
         if confidence is not None:
             depth_map = depth_map.where(masks.resample(confidence, columns, rows) > 0)
     height, width = picture.rgb.shape[:2]
-    camera = None if frame is None else frame.camera(width, height)
-    if lens is not None and lens.fisheye and camera is not None:
-        picture, depth_map = _straightened(picture, depth_map, camera, lens)
+    if lens is not None and lens.fisheye:
+        picture, depth_map = _straightened(picture, depth_map, Frame(lens, np.eye(4)).camera(width, height), lens)
+    if placed is None:
+        camera = None if frame is None else frame.camera(width, height)
+    else:
+        camera = placed[files.name].resized(width, height) if files.name in placed else None
     foreground, depth, mask_from = _foreground(picture, depth_map, camera, cameras.bounds)
     view = View(files.name, picture.rgb, foreground, depth, camera)
     return Decoded(view, picture, depth_map, mask_from, shown)

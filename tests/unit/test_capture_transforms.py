@@ -136,6 +136,7 @@ ROTATED = np.array([[0.6, 0.8, 0, 0], [-0.8, 0.6, 0, 0], [0, 0, 1, 1], [0, 0, 0,
         ({}, {"bounds": [[0, 0, 0], [1, 1, 0]]}, "corner"),
         ({}, {"bounds": [0, 1]}, "bounds"),
         ({}, {"depth_unit_scale_factor": 0}, "depth_unit_scale_factor"),
+        ({}, {"depth_unit_scale_factor": 5000}, "not steps for each metre: 0.0002"),
     ],
 )
 def test_what_is_wrong_is_told(frame: dict[str, Any], top: dict[str, Any], what: str) -> None:

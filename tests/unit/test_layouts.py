@@ -203,14 +203,21 @@ def test_a_frame_whose_tracking_was_lost_is_left_out() -> None:
     assert [warning.where for warning in found.warnings] == ["frame-000002.pose.txt"]
 
 
-def test_a_colmap_model_whose_points_contradict_the_depth_keeps_its_unit() -> None:
+def test_a_colmap_model_whose_points_contradict_the_depth_is_refused() -> None:
     content = colmap(SHOTS)
     rng = np.random.default_rng(0)
     for path in [path for path in content if path.startswith("depth/")]:
         content[path] = encoded(rng.integers(200, 6000, (HEIGHT, WIDTH)).astype(np.uint16))
     found = read_layout(list(content), content.__getitem__)
+    assert ["do not lie where the depth maps say" in problem.what for problem in found.camera_problems] == [True]
+
+
+def test_a_colmap_model_without_points_is_taken_as_metres_with_a_warning() -> None:
+    content = {path: data for path, data in colmap(SHOTS).items() if "points3D" not in path}
+    found = read_layout(list(content), content.__getitem__)
     eye = next(iter(found.cameras.frames.values())).camera_to_world[:3, 3]
     assert np.linalg.norm(eye) == pytest.approx(4.0, rel=1e-6)
+    assert [warning.todo for warning in found.warnings] == ["its unit is taken for metres"]
 
 
 @pytest.mark.parametrize(
@@ -252,3 +259,124 @@ def test_redwood_depth_is_found_by_number() -> None:
 def test_ball_is_seen() -> None:
     """The scene of these tests is not empty."""
     assert all((ball_depth(shot.camera) > 0).mean() > 0.1 for shot in SHOTS)
+
+
+def test_a_recording_with_gaps_keeps_its_whole_frames() -> None:
+    content = WRITERS["record3d"][1](SHOTS)
+    del content["EXR_RGBD/depth/3.exr"], content["EXR_RGBD/rgb/1.png"]
+    found = read_layout(list(content), content.__getitem__)
+    assert [view.name for view in found.views] == ["0", "2", "4"]
+    assert [(warning.where, warning.what) for warning in found.warnings] == [("EXR_RGBD/rgb/3.png", "has no depth map")]
+    assert found.unmatched_depth == ()
+
+
+def test_reduced_pictures_get_reduced_cameras() -> None:
+    content = WRITERS["ns-process-data"][1](SHOTS)
+    transforms = json.loads(content["transforms.json"])
+    for frame in transforms["frames"]:
+        frame["file_path"] = frame["file_path"].replace("images/", "images_2/")
+    content = {path: data for path, data in content.items() if not path.startswith("images/")}
+    content["transforms.json"] = json.dumps(transforms).encode()
+    kept = {path: content[path] for path in content_of(content)}
+    assert len(report(kept, FUSION).views) == len(SHOTS)
+    camera = views_in(content)[0].camera
+    assert camera is not None
+    assert (camera.width, camera.fl_x, camera.cx, camera.cy) == (WIDTH // 2, 33.0, 16.5, 11.75)
+
+
+def test_a_scene_of_bop_without_objects_is_in_its_own_frame() -> None:
+    content = bop(SHOTS)
+    cameras = json.loads(content["scene_camera.json"])
+    for index, shot in enumerate(SHOTS):
+        pose = np.linalg.inv(shot.opencv)
+        cameras[str(index)] |= {"cam_R_w2c": pose[:3, :3].ravel().tolist(), "cam_t_w2c": (1000 * pose[:3, 3]).tolist()}
+    content = {path: data for path, data in content.items() if path.startswith(("rgb/", "depth/"))}
+    content["scene_camera.json"] = json.dumps(cameras).encode()
+    for view, shot in in_order(views_in(content)):
+        assert view.camera is not None
+        np.testing.assert_allclose(view.camera.camera_to_world, shot.camera.camera_to_world, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("files", "what"),
+    [
+        (("mug/views/a.png", "cup/depth/a.png"), r"below: cup, mug; name one of them, or run `dataset`"),
+        (("mug.zip",), r"mug.zip is an archive: unpack it: unzip mug.zip"),
+        (("scan.tar.gz",), r"an archive: unpack it: tar xf"),
+        (("20240101.bag",), r"RealSense.*RGBDVideoReader.create\('20240101.bag'\)"),
+        (("output.mkv",), r"Azure Kinect.*--input output.mkv"),
+        (("scene0000_00.sens", "scene0000_00.txt"), r"ScanNet.*--filename scene0000_00.sens"),
+        (("rgb.mp4", "depth.mp4"), r"a video.*ffmpeg -i depth.mp4"),
+        (("rgb.mp4", "odometry.csv", "camera_matrix.csv", "depth/0.png"), r"Stray Scanner: ffmpeg -i rgb.mp4"),
+        (("depth/0.png", "notes.txt"), r"no pictures in views/"),
+        (("scan.r3d",), r"Record3D.*EXR \+ JPG"),
+        (("rgbd/0.jpg", "rgbd/0.depth", "metadata"), r"\.r3d of Record3D"),
+        (("data.jsonl", "notes.txt"), r"sai-cli process"),
+        (("IMG_1.jpg", "IMG_2.jpg"), r"pictures in the folder itself, but no depth maps or cameras"),
+        (("images/IMG_1.jpg",), r"pictures in images, but no depth maps or cameras"),
+        (("mesh.ply",), r"a finished model, not a capture"),
+        (("notes.txt",), r"no capture there; a capture is a folder with views/"),
+    ],
+)
+def test_what_is_not_a_capture_is_told_what_it_looks_like(files: tuple[str, ...], what: str, tmp_path: Path) -> None:
+    put(tmp_path, dict.fromkeys(files, b"x"))
+    with pytest.raises(InputError, match=what) as caught:
+        list_capture(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("mug.zip", "is an archive, not a folder: unpack it"),
+        ("a.mkv", "Azure Kinect"),
+        ("a.txt", "is a file, not a folder"),
+    ],
+)
+def test_a_file_is_told_what_it_is(name: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=what):
+        list_capture(str(tmp_path / name))
+
+
+def test_a_path_that_does_not_exist_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        list_capture(str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="does not exist"):
+        list_capture("memory://nowhere/at/all")
+
+
+@pytest.mark.parametrize(
+    "litter",
+    [
+        *("views/Icon\r", "views/.DS_Store", "views/view_000.png:Zone.Identifier", "views/@eaDir/view_000.png/T.png"),
+        *("views/.ipynb_checkpoints/view_000-checkpoint.png", "__MACOSX/views/._view_000.png", "depth/Thumbs.db"),
+        *("views/Desktop.ini", ".git/config", "views_$folder$", "views/view_000.png~"),
+    ],
+)
+def test_litter_is_ignored_without_a_warning(litter: str, tmp_path: Path) -> None:
+    put(tmp_path, own(SHOTS))
+    clean = list_capture(str(tmp_path))
+    put(tmp_path, {litter: b"x"})
+    assert list_capture(str(tmp_path)) == clean
+
+
+def test_markers_of_folders_in_a_bucket_are_no_files() -> None:
+    memory = fsspec.filesystem("memory")
+    for path, data in own(SHOTS).items():
+        memory.pipe_file(f"/marked/{path}", data)
+    assert list_capture("memory://marked").others == ()
+
+
+def test_names_of_another_form_of_unicode_or_case_are_found() -> None:
+    content = own(SHOTS)
+    transforms = json.loads(content.pop("transforms.json"))
+    renamed = {path.replace("view_", "Übung ").replace(".png", ".PNG"): data for path, data in content.items()}
+    for frame in transforms["frames"]:
+        frame["file_path"] = frame["file_path"].replace("view_", "U\u0308bung ")
+        frame["depth_file_path"] = frame["file_path"].replace("views", "depth")
+    renamed["transforms.json"] = json.dumps(transforms).encode()
+    found = read_layout(list(renamed), renamed.__getitem__)
+    assert not found.camera_problems
+    assert [view.name for view in found.views] == [f"Übung {index:03d}" for index in range(len(SHOTS))]
+    assert all(view.depth for view in found.views) and len(found.cameras.frames) == len(SHOTS)

@@ -7,6 +7,7 @@ for the content of a folder, the stages for its views and cameras.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 
 from tasks.capture.folder_tree import Folder
 from tasks.capture.layout import Reader
@@ -21,6 +22,7 @@ from tasks.capture.layouts.rgbd_folders import RgbdFolders
 from tasks.capture.layouts.seven_scenes import SevenScenesLayout
 from tasks.capture.layouts.stray_scanner import StrayScannerLayout
 from tasks.capture.layouts.tum import TumLayout
+from tasks.errors import Problem
 
 OWN = OwnLayout()
 LAYOUTS: tuple[LayoutReader, ...] = (
@@ -71,4 +73,24 @@ def ignored_of(paths: Iterable[str]) -> list[str]:
 def read_layout(paths: Collection[str], read: Reader, part: str = "") -> Layout:
     """Understand a capture with these files. `part` names one of several objects in it."""
     folder = Folder.of(paths)
-    return (recognised(folder) or OWN).read(folder, read, part)
+    reader = recognised(folder) or OWN
+    layout = reader.read(folder, read, part)
+    return layout if reader is OWN else _without_gaps(layout)
+
+
+def _without_gaps(layout: Layout) -> Layout:
+    """A recording without the frames that lack a depth map or a pose which most of the others have.
+
+    Devices drop frames, and save colour and depth at rates of their own: that is no fault of a person.
+    """
+    kept, warnings = layout.views, list(layout.warnings)
+    for lacking, fault in (
+        ({view.name for view in kept if view.depth is None}, "has no depth map"),
+        ({view.name for view in kept if view.name not in layout.cameras.named}, "has no pose"),
+    ):
+        if lacking and 2 * len(lacking) < len(layout.views):
+            warnings += [
+                Problem(where=view.image, what=fault, todo="it is left out") for view in kept if view.name in lacking
+            ]
+            kept = tuple(view for view in kept if view.name not in lacking)
+    return replace(layout, views=kept, warnings=tuple(warnings), unmatched_depth=())

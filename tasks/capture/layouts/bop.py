@@ -16,11 +16,11 @@ import numpy as np
 from pydantic import BaseModel
 
 from tasks.capture.folder_tree import Folder, stem
-from tasks.capture.given_cameras import MILLIMETRE
+from tasks.capture.given_cameras import MILLIMETRE, Positive
 from tasks.capture.layout import Reader, ViewFiles
 from tasks.capture.layouts.layout_reader import Layout, LayoutReader
-from tasks.capture.layouts.parsing import BadFile, json_file
-from tasks.capture.layouts.poses import PIXEL_CENTRE, CameraList, Matrix, from_opencv, inverse, pinhole, rigid
+from tasks.capture.layouts.parsing import BadFile, json_file, pinhole
+from tasks.capture.layouts.poses import PIXEL_CENTRE, CameraList, Matrix, from_opencv, inverse, rigid
 from tasks.errors import Problem
 
 _CAMERAS, _OBJECTS = "scene_camera.json", "scene_gt.json"
@@ -30,7 +30,9 @@ _METRES = 0.001
 
 class _Camera(BaseModel):
     cam_K: tuple[float, float, float, float, float, float, float, float, float]  # noqa: N815 (BOP's name)
-    depth_scale: float = 1.0
+    depth_scale: Positive = 1.0
+    cam_R_w2c: tuple[float, float, float, float, float, float, float, float, float] | None = None  # noqa: N815
+    cam_t_w2c: tuple[float, float, float] | None = None
 
 
 class _Object(BaseModel):
@@ -75,7 +77,7 @@ class BopLayout(LayoutReader):
         return names if len(names) > 1 else ()
 
     def read(self, folder: Folder, read: Reader, part: str) -> Layout:
-        found, unit = CameraList(_OBJECTS), MILLIMETRE
+        found, unit = CameraList(_OBJECTS if _OBJECTS in folder.files else _CAMERAS), MILLIMETRE
         views = list[ViewFiles]()
         depth = {stem(path): path for path in folder.at("depth").depth_maps()}
         masks = {(kind, stem(path)): path for kind in ("mask", "mask_visib") for path in folder.at(kind).pictures()}
@@ -91,8 +93,11 @@ class BopLayout(LayoutReader):
                 number = str(int(stem(path))) if stem(path).isdigit() else stem(path)
                 lens = None
                 if number in cameras:
-                    lens = pinhole(np.array(cameras[number].cam_K).reshape(3, 3), shift=PIXEL_CENTRE)
+                    camera = np.array(cameras[number].cam_K).reshape(3, 3)
+                    lens = pinhole(folder.files[_CAMERAS], camera, shift=PIXEL_CENTRE)
                 index, pose = (None, None) if objects is None else _object(objects.get(number, []), part)
+                if objects is None and number in cameras:
+                    pose = _in_world(cameras[number])
                 if objects is not None and pose is None:
                     what = f"does not show {part or 'the object'} by {_OBJECTS}"
                     warnings.append(Problem(where=path, what=what, todo="it is left out"))
@@ -116,6 +121,14 @@ def _named(objects: Sequence[_Object]) -> Iterator[tuple[str, int]]:
         seen[each.obj_id] += 1
         count = seen[each.obj_id]
         yield (f"object_{each.obj_id}" if count == 1 else f"object_{each.obj_id}_{count}"), index
+
+
+def _in_world(camera: _Camera) -> Matrix | None:
+    """A camera's pose in the scene's own frame, for a scene that says nothing of its objects."""
+    if camera.cam_R_w2c is None or camera.cam_t_w2c is None:
+        return None
+    world_to_camera = rigid(np.array(camera.cam_R_w2c).reshape(3, 3), np.array(camera.cam_t_w2c) * _METRES)
+    return from_opencv(inverse(world_to_camera))
 
 
 def _object(objects: Sequence[_Object], part: str) -> tuple[int | None, Matrix | None]:

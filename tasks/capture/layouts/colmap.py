@@ -18,7 +18,7 @@ from tasks.capture.layout import Reader, ViewFiles
 from tasks.capture.layouts.colmap_model import MODEL_FILES, ColmapCamera, ColmapModel, read_model
 from tasks.capture.layouts.layout_reader import Layout, LayoutReader
 from tasks.capture.layouts.pairing import by_name, grouped_by, without_kind
-from tasks.capture.layouts.parsing import BadFile
+from tasks.capture.layouts.parsing import BadFile, intrinsics
 from tasks.capture.layouts.poses import CameraList, from_opencv, inverse, rigid
 from tasks.capture.transforms import check_intrinsics
 from tasks.errors import Problem
@@ -80,27 +80,27 @@ class ColmapLayout(LayoutReader):
                 name, picture, depth[0] if len(depth) == 1 else None, mask[0] if len(mask) == 1 else None
             )
         found = CameraList(model_folder.path)
+        posed = dict[str, ViewFiles]()
+        index = FileIndex(pictures)
         try:
             model = read_model(model_folder, read)
+            for image in model.images:
+                path = index.find(image.name)
+                if path is None or path not in views:
+                    continue
+                lens, wrong = _lens(model.cameras[image.camera], f"{model_folder.path} camera {image.camera}")
+                found.problems += [problem for problem in wrong if problem not in found.problems]
+                pose = from_opencv(inverse(rigid(image.rotation, image.translation)))
+                posed[image.name] = views[path]
+                found.add(views[path].name, lens, pose, f"{model_folder.path} ({image.name})")
         except BadFile as error:
             ordered = tuple(sorted(views.values(), key=_name))
             return Layout(self.name, ordered, camera_problems=(error.problem,))
-        index = FileIndex(pictures)
-        posed = dict[str, ViewFiles]()
-        for image in model.images:
-            path = index.find(image.name)
-            if path is None or path not in views:
-                continue
-            lens, wrong = _lens(model.cameras[image.camera], f"{model_folder.path} camera {image.camera}")
-            found.problems += [problem for problem in wrong if problem not in found.problems]
-            pose = from_opencv(inverse(rigid(image.rotation, image.translation)))
-            posed[image.name] = views[path]
-            found.add(views[path].name, lens, pose, f"{model_folder.path} ({image.name})")
         left_out = [path for path, view in views.items() if view not in posed.values()] if posed else []
-        cameras, warnings = _scaled(found.cameras(MILLIMETRE), model, posed, read)
+        cameras, problems, warnings = _scaled(found.cameras(MILLIMETRE), model, posed, read)
         warnings += [Problem(where=path, what="is not in COLMAP's model", todo="it is left out") for path in left_out]
         ordered = tuple(sorted(posed.values() if posed else views.values(), key=_name))
-        return Layout(self.name, ordered, cameras, tuple(found.problems), warnings=tuple(warnings))
+        return Layout(self.name, ordered, cameras, (*found.problems, *problems), warnings=tuple(warnings))
 
 
 def _name(view: ViewFiles) -> str:
@@ -109,10 +109,9 @@ def _name(view: ViewFiles) -> str:
 
 def _model(folder: Folder) -> Folder | None:
     """The folder of the sparse model."""
-    for path in _MODELS:
-        names = folder.at(path).files
-        if any({f"cameras.{kind}", f"images.{kind}"} <= names.keys() for kind in ("bin", "txt")):
-            return folder.at(path)
+    for model in (folder, *map(folder.at, _MODELS)):
+        if any({f"cameras.{kind}", f"images.{kind}"} <= model.files.keys() for kind in ("bin", "txt")):
+            return model
     return None
 
 
@@ -138,16 +137,17 @@ def _lens(camera: ColmapCamera, where: str) -> tuple[Intrinsics | None, list[Pro
     values = dict(zip(names, camera.parameters, strict=True))
     if "f" in values:
         values["fl_x"] = values["fl_y"] = values.pop("f")
-    if not min(values["fl_x"], values["fl_y"]) > 0 or not np.isfinite(camera.parameters).all():
-        return None, [Problem(where=where, what="has no focal length above 0", todo="run COLMAP again")]
-    lens = Intrinsics(w=camera.width, h=camera.height, camera_model=camera.model, **values)
+    lens = intrinsics(where, w=camera.width, h=camera.height, camera_model=camera.model, **values)
     return lens, check_intrinsics(where, lens)
 
 
 def _scaled(
     cameras: GivenCameras, model: ColmapModel, posed: dict[str, ViewFiles], read: Reader
-) -> tuple[GivenCameras, list[Problem]]:
-    """The cameras in metres: the median of depth readings at COLMAP's points over the points' depth in its model."""
+) -> tuple[GivenCameras, list[Problem], list[Problem]]:
+    """The cameras in metres, problems and warnings.
+
+    The scale is the median of depth readings at COLMAP's points over the points' depth in its model.
+    """
     with_depth = [image for image in model.images if image.name in posed and posed[image.name].depth is not None]
     ratios = []
     for image in with_depth[:: max(1, len(with_depth) // _SCALE_VIEWS)]:
@@ -163,23 +163,28 @@ def _scaled(
             continue
         camera = model.cameras[image.camera]
         size = np.array(decoded.metres.shape[::-1]) / [camera.width, camera.height]
-        pixels = (np.array([pixel for pixel, _ in known]) * size).astype(int)
+        with np.errstate(invalid="ignore"):  # of numbers that are not finite
+            pixels = (np.array([pixel for pixel, _ in known]) * size).astype(int)
         inside = ((pixels >= 0) & (pixels < decoded.metres.shape[::-1])).all(axis=1)
         points = np.array([point for _, point in known])
         depth = (points @ image.rotation.T + image.translation)[:, 2]
-        readings = np.where(inside, decoded.metres[tuple(pixels.clip(0, 0).T[::-1])], 0.0)
+        readings = np.zeros(len(pixels))
         readings[inside] = decoded.metres[pixels[inside, 1], pixels[inside, 0]]
         good = (readings > 0) & (depth > 0)
         ratios.append(readings[good] / depth[good])
     every = np.concatenate(ratios) if ratios else np.empty(0)
     if len(every) < _FEWEST_POINTS:
-        return cameras, []
+        what = f"has {len(every)} points at which depth can tell its scale"
+        return cameras, [], [Problem(where=cameras.source, what=what, todo="its unit is taken for metres")]
     scale = float(np.median(every))
-    if float(np.median(np.abs(every / scale - 1))) > _SCALE_SPREAD:
-        return cameras, []
+    spread = float(np.median(np.abs(every / scale - 1)))
+    if spread > _SCALE_SPREAD:
+        what = f"has points that do not lie where the depth maps say (by {spread:.0%}, at their best common scale)"
+        todo = "check that depth maps and pictures belong together, and the depth's unit"
+        return cameras, [Problem(where=cameras.source, what=what, todo=todo)], []
     frames = {}
     for name, frame in cameras.frames.items():
         pose = frame.camera_to_world.copy()
         pose[:3, 3] *= scale
         frames[name] = Frame(frame.intrinsics, pose)
-    return replace(cameras, frames=frames), []
+    return replace(cameras, frames=frames), [], []

@@ -174,7 +174,8 @@ def _text_images(data: bytes, model: ColmapModel) -> None:
 
 def _text_points(data: bytes, model: ColmapModel) -> None:
     for row in filter(None, _rows(data)):
-        model.points[int(row[0])] = np.array([float(value) for value in row[1:4]])
+        x, y, z = (float(value) for value in row[1:4])
+        model.points[int(row[0])] = np.array([x, y, z])
 
 
 def _image(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from tasks.capture.folder_tree import Folder, suffix
 from tasks.capture.layout import DEPTH_SUFFIXES, IMAGE_SUFFIXES, TRANSFORMS, Reader, ViewFiles
 from tasks.capture.layouts.layout_reader import Layout, LayoutReader
 from tasks.capture.layouts.own import with_frames
 from tasks.capture.layouts.pairing import by_name, grouped_by, paired, without_kind
-from tasks.capture.transforms import TransformsFile, given_cameras, parse_transforms
+from tasks.capture.transforms import TransformsFile, WrittenFrame, given_cameras, parse_transforms
 from tasks.errors import Problem
 
 # A list of cameras beside fewer pictures is not a capture
@@ -59,6 +60,7 @@ class NerfstudioLayout(LayoutReader):
             views = paired(pictures, depth_maps).views
             return Layout(self.name, tuple(views), given_cameras(found, {view.image: view.name for view in views}))
         named = {frame.image for frame in found.frames}
+        found.frames = [_of_reduced(frame) for frame in found.frames]
         chosen, cameras = with_frames(_views(named, depth_maps, found), found)
         left_out = [path for path in pictures if path not in named] if named else []
         return Layout(
@@ -94,6 +96,14 @@ def _views(named: set[str], depth_maps: list[str], found: TransformsFile) -> lis
     return views
 
 
+def _of_reduced(written: WrittenFrame) -> WrittenFrame:
+    """A frame whose picture lies in a folder such as images_2: it may have the camera of the whole picture."""
+    reduced = re.search(r"_(\d+)/[^/]+$", written.image)
+    if reduced is None or written.frame is None or not int(reduced.group(1)):
+        return written
+    return replace(written, frame=replace(written.frame, reduced=int(reduced.group(1))))
+
+
 def _sorted_out(folder: Folder) -> tuple[list[str], list[str], list[str]]:
     """Pictures, depth maps and masks below a folder, by the names of the folders that they are in."""
     pictures, depth_maps, masks = list[str](), list[str](), list[str]()
@@ -125,4 +135,4 @@ def _together(files: list[TransformsFile]) -> TransformsFile:
             seen.add(frame.image)
             frames.append(frame)
     problems = [problem for each in files for problem in each.problems]
-    return TransformsFile(frames, first.lens, first.depth_unit, first.depth_range, first.bounds, problems)
+    return replace(first, frames=frames, problems=problems)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tasks.capture.folder_tree import Folder
 from tasks.capture.given_cameras import GivenCameras
-from tasks.capture.layout import DEPTH, TRANSFORMS, VIEWS, Reader, ViewFiles
+from tasks.capture.layout import DEPTH, MANIFEST, MARKER, TRANSFORMS, VIEWS, Reader, ViewFiles
 from tasks.capture.layouts.layout_reader import Layout, LayoutReader
 from tasks.capture.layouts.pairing import paired
 from tasks.capture.transforms import TransformsFile, given_cameras, parse_transforms
@@ -22,7 +22,10 @@ class OwnLayout(LayoutReader):
     title = "views/, depth/, transforms.json"
 
     def recognises(self, folder: Folder) -> bool:
-        return any(_own_files(folder.at(name)) for name in (VIEWS, DEPTH))
+        if _own_files(folder.at(VIEWS)):
+            return True
+        # without views it is one of which they are still to come, if nothing else speaks for another layout
+        return bool(_own_files(folder.at(DEPTH))) and folder.files.keys() <= {TRANSFORMS, MANIFEST, MARKER}
 
     def pictures(self, folder: Folder) -> Sequence[str]:
         return list(directly_or_below(folder.at(VIEWS), Folder.pictures))

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tasks.capture.folder_tree import Folder, suffix
-from tasks.capture.given_cameras import Intrinsics
+from tasks.capture.given_cameras import Intrinsics, Positive
 from tasks.capture.layout import Reader
-from tasks.capture.layouts.poses import PIXEL_CENTRE, pinhole
+from tasks.capture.layouts.poses import PIXEL_CENTRE, Matrix
 from tasks.errors import Problem
 
 M = TypeVar("M")
@@ -35,7 +35,7 @@ class _Open3DCamera(BaseModel):
     width: int
     height: int
     intrinsic_matrix: tuple[float, ...]
-    depth_scale: float | None = None
+    depth_scale: Positive | None = None
 
 
 class BadFile(Exception):
@@ -55,6 +55,31 @@ def json_file(kind: type[M], read: Reader, path: str) -> M:
         raise BadFile(path, f"is wrong at {'.'.join(map(str, first['loc'])) or 'its top'} ({first['msg']})") from error
     except (ValueError, RecursionError) as error:
         raise BadFile(path, f"is not valid JSON ({error})") from error
+
+
+def intrinsics(where: str, **values: float | str | None) -> Intrinsics:
+    """Intrinsics by the names of nerfstudio; raises BadFile for impossible ones."""
+    try:
+        return Intrinsics.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise BadFile(where, f"has an impossible camera: {first['loc'][0]} is {first['input']}") from error
+
+
+def pinhole(
+    where: str, matrix: Matrix, width: int | None = None, height: int | None = None, shift: float = 0.0
+) -> Intrinsics:
+    """Intrinsics of a camera matrix (3, 3); shift: to add to its principal point, pixels. Raises BadFile."""
+    return intrinsics(
+        where,
+        w=width,
+        h=height,
+        fl_x=float(matrix[0, 0]),
+        fl_y=float(matrix[1, 1]),
+        cx=float(matrix[0, 2]) + shift,
+        cy=float(matrix[1, 2]) + shift,
+        camera_model="PINHOLE",
+    )
 
 
 def lines(read: Reader, path: str) -> Iterator[list[str]]:
@@ -98,11 +123,11 @@ def lens(read: Reader, path: str) -> tuple[Intrinsics, float | None]:
     """
     if suffix(path) == ".json":
         given = json_file(_Open3DCamera, read, path)
-        if len(given.intrinsic_matrix) != 9 or not min(given.intrinsic_matrix[0], given.intrinsic_matrix[4]) > 0:
+        if len(given.intrinsic_matrix) != 9:
             raise BadFile(path, "has no 3 x 3 intrinsic_matrix")
         columns = np.array(given.intrinsic_matrix).reshape(3, 3)
         unit = 1 / given.depth_scale if given.depth_scale else None
-        return pinhole(columns.T, given.width, given.height, PIXEL_CENTRE), unit
+        return pinhole(path, columns.T, given.width, given.height, PIXEL_CENTRE), unit
     found = numbers(read, path)
     size: tuple[int | None, int | None] = (None, None)
     match found.size:
@@ -114,6 +139,4 @@ def lens(read: Reader, path: str) -> tuple[Intrinsics, float | None]:
             size = (int(found[4]), int(found[5])) if found.size == 6 else size
         case _:
             raise BadFile(path, f"holds {found.size} numbers; a camera matrix has 9, or fx fy cx cy")
-    if not (np.isfinite(camera).all() and min(camera[0, 0], camera[1, 1]) > 0):
-        raise BadFile(path, "has no focal length above 0")
-    return pinhole(camera, *size, PIXEL_CENTRE), None
+    return pinhole(path, camera, *size, PIXEL_CENTRE), None

@@ -12,11 +12,11 @@ import numpy as np
 from pydantic import BaseModel, FiniteFloat, PositiveInt
 
 from tasks.capture.folder_tree import Folder, stem
-from tasks.capture.given_cameras import MILLIMETRE, Intrinsics, Positive
+from tasks.capture.given_cameras import MILLIMETRE, Positive
 from tasks.capture.layout import Reader
 from tasks.capture.layouts.layout_reader import Layout, LayoutReader
 from tasks.capture.layouts.pairing import paired
-from tasks.capture.layouts.parsing import BadFile, json_file
+from tasks.capture.layouts.parsing import BadFile, intrinsics, json_file
 from tasks.capture.layouts.poses import CameraList, from_y_up
 
 _KEYFRAMES = "keyframes"
@@ -81,7 +81,9 @@ class PolycamLayout(LayoutReader):
             except BadFile as error:
                 found.problems.append(error.problem)
                 continue
-            lens = Intrinsics(w=given.width, h=given.height, fl_x=given.fx, fl_y=given.fy, cx=given.cx, cy=given.cy)
+            lens = intrinsics(
+                files[view.name], w=given.width, h=given.height, fl_x=given.fx, fl_y=given.fy, cx=given.cx, cy=given.cy
+            )
             pose = np.eye(4)
             pose[:3] = [[getattr(given, f"t_{row}{column}") for column in range(4)] for row in _AXES]
             found.add(view.name, lens, from_y_up(pose), files[view.name])
@@ -90,7 +92,6 @@ class PolycamLayout(LayoutReader):
             tuple(pairs.views),
             found.cameras(MILLIMETRE),
             tuple(found.problems),
-            unmatched_depth=tuple(pairs.unmatched_depth),
             duplicates=tuple(pairs.duplicates),
             depth_folder=f"{keyframes.path}/depth".lstrip("/"),
         )

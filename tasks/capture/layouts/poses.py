@@ -51,19 +51,6 @@ def inverse(motion: Matrix) -> Matrix:
     return rigid(rotation, -rotation @ motion[:3, 3])
 
 
-def pinhole(matrix: Matrix, width: int | None = None, height: int | None = None, shift: float = 0.0) -> Intrinsics:
-    """Intrinsics of a camera matrix (3, 3); shift: to add to its principal point, pixels."""
-    return Intrinsics(
-        w=width,
-        h=height,
-        fl_x=float(matrix[0, 0]),
-        fl_y=float(matrix[1, 1]),
-        cx=float(matrix[0, 2]) + shift,
-        cy=float(matrix[1, 2]) + shift,
-        camera_model="PINHOLE",
-    )
-
-
 class CameraList:
     """Collects the cameras of a capture, view by view, and their problems."""
 

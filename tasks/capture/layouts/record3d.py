@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from pydantic import BaseModel, PositiveInt
 
 from tasks.capture.folder_tree import Folder
-from tasks.capture.given_cameras import MILLIMETRE, Intrinsics
+from tasks.capture.given_cameras import MILLIMETRE
 from tasks.capture.layout import Reader
 from tasks.capture.layouts.layout_reader import Layout, LayoutReader
 from tasks.capture.layouts.pairing import frame_number, paired
-from tasks.capture.layouts.parsing import BadFile, json_file
+from tasks.capture.layouts.parsing import BadFile, intrinsics, json_file
 from tasks.capture.layouts.poses import CameraList, from_y_up, of_quaternion
 
 _INNER = "EXR_RGBD"
@@ -28,6 +28,11 @@ class _Metadata(BaseModel):
     K: tuple[float, float, float, float, float, float, float, float, float]
     poses: list[tuple[float, float, float, float, float, float, float]]
     perFrameIntrinsicCoeffs: list[tuple[float, float, float, float]] | None = None  # noqa: N815 (Record3D's name)
+
+    def lens(self, index: int) -> tuple[float, float, float, float]:
+        """fx, fy, cx, cy of a frame, pixels."""
+        each = self.perFrameIntrinsicCoeffs
+        return each[index] if each and index < len(each) else (self.K[0], self.K[4], self.K[6], self.K[7])
 
 
 class Record3DLayout(LayoutReader):
@@ -54,27 +59,23 @@ class Record3DLayout(LayoutReader):
         pairs = paired(inner.at("rgb").pictures(), inner.at("depth").depth_maps())
         found = CameraList(inner.files[_METADATA])
         try:
-            given = json_file(_Metadata, read, inner.files[_METADATA])
+            given = json_file(_Metadata, read, found.source)
+            for view in pairs.views:
+                number = frame_number(view.name)
+                index = int(number) if number.isdigit() else len(given.poses)
+                if index >= len(given.poses):
+                    continue
+                fl_x, fl_y, cx, cy = given.lens(index)
+                lens = intrinsics(found.source, w=given.w, h=given.h, fl_x=fl_x, fl_y=fl_y, cx=cx, cy=cy)
+                pose = of_quaternion(given.poses[index][:4], given.poses[index][4:])
+                found.add(view.name, lens, from_y_up(pose), f"{found.source} poses[{index}]")
         except BadFile as error:
             found.problems.append(error.problem)
-            return Layout(self.name, tuple(pairs.views), found.cameras(MILLIMETRE), tuple(found.problems))
-        for view in pairs.views:
-            number = frame_number(view.name)
-            index = int(number) if number.isdigit() else len(given.poses)
-            if index >= len(given.poses):
-                continue
-            fl_x, fl_y, cx, cy = (given.perFrameIntrinsicCoeffs or {index: (given.K[0], given.K[4], *given.K[6:8])})[
-                index
-            ]
-            lens = Intrinsics(w=given.w, h=given.h, fl_x=fl_x, fl_y=fl_y, cx=cx, cy=cy)
-            pose = of_quaternion(given.poses[index][:4], given.poses[index][4:])
-            found.add(view.name, lens, from_y_up(pose), f"{found.source} poses[{index}]")
         return Layout(
             self.name,
             tuple(pairs.views),
             found.cameras(MILLIMETRE),
             tuple(found.problems),
-            unmatched_depth=tuple(pairs.unmatched_depth),
             duplicates=tuple(pairs.duplicates),
             depth_folder=inner.at("depth").path.lstrip("/"),
         )

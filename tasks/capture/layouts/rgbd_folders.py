@@ -7,7 +7,6 @@ ahead. Intrinsics: Open3D's JSON, cam_K.txt, intrinsic/intrinsic_color.txt. With
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -81,7 +80,6 @@ class RgbdFolders(LayoutReader):
             found.cameras(unit),
             tuple(found.problems),
             warnings=tuple(warnings),
-            unmatched_depth=tuple(pairs.unmatched_depth),
             duplicates=tuple(pairs.duplicates),
             depth_folder=_first(folder, _DEPTH).path,
         )
@@ -149,7 +147,7 @@ def _trajectory(read: Reader, path: str, names: list[str]) -> dict[str, Matrix]:
         poses = [np.array([[float(value) for value in row] for row in block[1:]]) for block in blocks]
     except (ValueError, IndexError) as error:
         raise BadFile(path, f"is not a trajectory ({error})") from error
-    if any(pose.shape != (4, 4) for pose in poses) or not re.fullmatch(r"\d+", rows[0][0]):
+    if not poses or any(pose.shape != (4, 4) for pose in poses):
         raise BadFile(path, "is not a trajectory: blocks of three numbers and a 4 x 4 matrix")
     return {
         names[index]: from_opencv(pose) for index, pose in zip(indices, poses, strict=True) if 0 <= index < len(names)

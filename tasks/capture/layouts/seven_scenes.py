@@ -68,7 +68,6 @@ class SevenScenesLayout(LayoutReader):
             found.cameras(unit),
             tuple(found.problems),
             warnings=tuple(warnings),
-            unmatched_depth=tuple(pairs.unmatched_depth),
         )
 
 

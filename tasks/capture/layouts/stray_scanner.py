@@ -14,8 +14,8 @@ from tasks.capture.given_cameras import MILLIMETRE
 from tasks.capture.layout import Reader
 from tasks.capture.layouts.layout_reader import Layout, LayoutReader
 from tasks.capture.layouts.pairing import frame_number, paired
-from tasks.capture.layouts.parsing import BadFile, lines, numbers
-from tasks.capture.layouts.poses import CameraList, from_opencv, from_y_up, of_quaternion, pinhole
+from tasks.capture.layouts.parsing import BadFile, lines, numbers, pinhole
+from tasks.capture.layouts.poses import CameraList, from_opencv, from_y_up, of_quaternion
 
 _ODOMETRY, _CAMERA = "odometry.csv", "camera_matrix.csv"
 _FIELDS = 9
@@ -53,7 +53,7 @@ class StrayScannerLayout(LayoutReader):
             camera = numbers(read, folder.files[_CAMERA])
             if camera.size != 9:
                 raise BadFile(folder.files[_CAMERA], f"holds {camera.size} numbers, a camera matrix has 9")
-            lens = pinhole(camera.reshape(3, 3))
+            lens = pinhole(folder.files[_CAMERA], camera.reshape(3, 3))
             poses = dict(_poses(read, folder.files[_ODOMETRY]))
         except BadFile as error:
             found.problems.append(error.problem)
@@ -67,7 +67,6 @@ class StrayScannerLayout(LayoutReader):
             tuple(pairs.views),
             found.cameras(MILLIMETRE),
             tuple(found.problems),
-            unmatched_depth=(),  # the app saves depth more often than people take frames from its video
             duplicates=tuple(pairs.duplicates),
         )
 

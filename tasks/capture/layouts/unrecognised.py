@@ -6,6 +6,7 @@ The listing calls it before it refuses.
 from __future__ import annotations
 
 from tasks.capture.folder_tree import Folder, suffix
+from tasks.capture.layout import DEPTH
 from tasks.capture.layouts import LAYOUTS, captures_below
 
 _NAMED_AT_MOST = 3
@@ -54,6 +55,15 @@ def told_of_folder(folder: Folder) -> str:
     below = [each.path for each in captures_below(folder)]
     if below:
         return f"no capture there, but below: {_some(below)}; name one of them, or run `dataset` for all"
+    if {"odometry.csv", "camera_matrix.csv"} & folder.files.keys():
+        return (
+            "no capture there; it looks like Stray Scanner: ffmpeg -i rgb.mp4 -start_number 0 rgb/%06d.png writes the "
+            "frames that are missing (make the folder rgb/ first)"
+        )
+    if folder.at("rgbd").matching(r".*\.depth"):
+        return "no capture there; it looks like an unpacked .r3d of Record3D: export it from the app as `EXR + JPG`"
+    if "data.jsonl" in folder.files:
+        return "no capture there; it looks like a recording of Spectacular AI: convert it with `sai-cli process`"
     everything = sorted(folder.all_files())
     recordings = [path for path in everything if suffix(path) in _RECORDINGS]
     pictures = [each for each in _folders(folder) if each.pictures()]
@@ -63,12 +73,8 @@ def told_of_folder(folder: Folder) -> str:
         return f"no capture there; {name} is {kind}: {todo.format(name=name)}"
     if any(each.matching(r"(?:.*_)?scene_gt\.json|scene_camera\.json") for each in _folders(folder)):
         return f"no capture there; it looks like {_title('bop')}, without its pictures"
-    if {"odometry.csv", "camera_matrix.csv"} & folder.files.keys():
-        return (
-            "no capture there; it looks like Stray Scanner: ffmpeg -i rgb.mp4 -start_number 0 rgb/%06d.png is missing"
-        )
-    if "data.jsonl" in folder.files:
-        return "no capture there; it looks like a recording of Spectacular AI: convert it with `sai-cli process`"
+    if DEPTH in folder.folders:
+        return "no capture there; it has depth maps in depth/, but no pictures in views/"
     if pictures:
         where = ", ".join(sorted({each.path or "the folder itself" for each in pictures})[:_NAMED_AT_MOST])
         return (
