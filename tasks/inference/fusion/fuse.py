@@ -75,9 +75,10 @@ def fuse(views: Sequence[View], parameters: FusionParameters, progress: Callable
     """Posed RGB-D views -> a surface in the capture's frame.
 
     Every view needs a camera and metric depth. Space that a view sees as background or in front of a surface is free.
-    Of an object, space that no view saw is inside, except if it hides the smooth continuation of a hollow's walls. Of
-    other subjects, only what was seen is part of the surface. Runs give identical bytes. `progress` is called with the
-    share that is done, 0..1. Raises InferenceFailed if the views leave nothing to make a surface of.
+    Of an object, space that no view saw is inside, except if it hides the smooth continuation of a hollow's walls, or
+    of an underside down to the plane that it stands on. Of other subjects, only what was seen is part of the surface.
+    Runs give identical bytes. `progress` is called with the share that is done, 0..1. Raises InferenceFailed if the
+    views leave nothing to make a surface of.
     """
     sensor = measured_noise([view.depth for view in views if view.depth is not None])
     subject = _subject(views, sensor, parameters)
@@ -275,16 +276,16 @@ def _surface(
     if not (padded < 0).any():
         raise InferenceFailed(NOTHING)
     vertices, faces, _, _ = marching_cubes(padded, 0.0, gradient_direction="descent")
-    known = _known(vertices - 1, measured, np.logical_or)
-    faces = faces[_seen_pieces(faces, known)]
+    vertices -= 1
+    faces = faces[_seen_pieces(faces, _known(vertices, measured, np.logical_or))]
     if not len(faces):
         raise InferenceFailed(NOTHING)
-    invented = _invented_share(vertices - 1, faces, known)
-    unseen = ~_known(vertices - 1, measured, np.logical_and) | on_jumps(vertices - 1, volume, grid.voxel)
-    vertices = continued(vertices - 1, faces, volume, grid.voxel)
+    seen = _known(vertices, measured, np.logical_and) & ~on_jumps(vertices, volume, grid.voxel)
+    invented = _invented_share(vertices, faces, seen)
+    vertices = continued(vertices, faces, volume, grid.voxel)
     if floor is not None:
         plane = np.append(floor[:3], (floor[3] + floor[:3] @ grid.origin) / grid.voxel)
-        vertices = rested(vertices, faces, volume, unseen, plane, contact / grid.voxel + 1)
+        vertices = rested(vertices, faces, volume, ~seen, plane, contact / grid.voxel + 1)
     return (vertices * grid.voxel + grid.origin).astype(np.float32), faces.astype(np.int32), invented
 
 
@@ -327,7 +328,7 @@ def _seen_pieces(faces: NDArray[np.integer], known: NDArray[np.bool_]) -> NDArra
     return np.asarray(np.bincount(piece, known[faces].any(axis=1))[piece] > 0)
 
 
-def _invented_share(vertices: NDArray[np.floating], faces: NDArray[np.integer], known: NDArray[np.bool_]) -> float:
-    """Share of the area none of whose vertices (n, 3) is `known`, (n,)."""
+def _invented_share(vertices: NDArray[np.floating], faces: NDArray[np.integer], seen: NDArray[np.bool_]) -> float:
+    """Share of the area none of whose vertices (n, 3) is seen, (n,)."""
     area = np.linalg.norm(face_normals(vertices, faces), axis=1)
-    return float(area[~known[faces].any(axis=1)].sum() / area.sum())
+    return float(area[~seen[faces].any(axis=1)].sum() / area.sum())
