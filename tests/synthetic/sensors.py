@@ -248,9 +248,9 @@ class TimeOfFlight(Sensor):
     bounces: int = 24
     """Rays per place that gather light from other surfaces."""
     uncorrected: float = 1.0
-    """Share of the error by such light that the driver leaves; 1 = it corrects nothing, as Azure Kinect's, whose maker
-    excludes multipath from the error that it promises. It can be corrected from depth and amplitude alone:
-    Fuentes-Jimenez et al., Modelling and correction of multipath interference in time of flight cameras, CVPR 2012."""
+    """Share of the error by such light that the driver leaves; 1 = it corrects nothing. Azure Kinect's maker promises
+    its error only without multipath. It can be corrected from depth and amplitude alone: Fuentes-Jimenez et al.,
+    Modelling and correction of multipath interference in time of flight cameras, CVPR 2012."""
     too_weak: float = 0.02
     """Amplitude (albedo * cosine / z^2, z in metres) below which half of the readings are lost; ours."""
     rejected: float = 0.5
