@@ -35,8 +35,8 @@ def signed_distance(
     """Distance to the surface of cells of points (k, m, 3), each of `radius`: (k, m) metres within +-truncation.
 
     Positive outside. The weighted mean over the views that see a point or the surface close before it, in the order of
-    the views; points that no view sees are inside. Also gives, (k, m), the points whose distance has been measured: not those that
-    a silhouette alone puts outside.
+    the views; points that no view sees are inside. Also gives, (k, m), the points whose distance has been measured: not
+    those that only a silhouette puts outside.
     """
     total = np.zeros(points.shape[:2], np.float32)
     weights = np.zeros_like(total)
