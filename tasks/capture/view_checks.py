@@ -142,7 +142,7 @@ def inspect(files: ViewFiles, cameras: GivenCameras, read: Reader) -> Inspection
         what = f"has EXIF orientation {decoded.picture.orientation}, which is not applied"
         inspection.warnings.append(Problem(where=files.image, what=what, todo="check that it was calibrated as stored"))
     if (missed := _misses(decoded)) is not None:
-        inspection.warnings.append(Problem(where=files.image, what=missed, todo="it is left out"))
+        inspection.warnings.append(Problem(where=files.image, what=missed, todo="engine fusion leaves it out"))
     if depth_path is not None:
         inspection.depth_problems += _check_depth(depth_path, decoded)
         inspection.warnings += _suspect_depth(depth_path, decoded)

@@ -31,6 +31,8 @@ from tasks.store.results import cache_key, store
 RUN_KEY_LENGTH = 16
 PUBLISH_RETRIES = 3
 _POINTER_TRIES = 10
+# Two views' surfaces that lie this many standard deviations of the sensor's noise apart do not differ by noise alone
+_CONTRADICTION_SIGMAS = 3.0
 
 
 class Published(BaseModel):
@@ -121,6 +123,20 @@ class Results(BaseModel):
 
     def _warnings(self) -> list[str]:
         """Warnings beside the capture's own."""
+        return [*self._unused_views(), *self._contradiction()]
+
+    def _contradiction(self) -> list[str]:
+        """Told if what the views contradict each other by is no noise, and so much that it set the voxels' size."""
+        surface = self.reconstruction.surface
+        if surface is None or surface.spread_m < max(_CONTRADICTION_SIGMAS * surface.noise_m, surface.voxel_m):
+            return []
+        apart, noise = 1000 * surface.spread_m, 1000 * surface.noise_m
+        return [
+            f"the views put the same surface {apart:.2g} mm apart, the sensor's noise is {noise:.2g} mm:"
+            " fine detail is lost; check the cameras' poses and the intrinsics of the depth maps"
+        ]
+
+    def _unused_views(self) -> list[str]:
         reconstruction = self.reconstruction
         used, asked = reconstruction.views, reconstruction.views_asked
         if len(used) == asked:

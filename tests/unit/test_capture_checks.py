@@ -240,7 +240,7 @@ LARGEST = encoded(np.full((SIZE, SIZE), 65535, np.uint16))
 )
 def test_a_view_without_the_object_is_left_out_with_a_warning(files: Content, what: str) -> None:
     found = report(GOOD | files)
-    assert [warning.where for warning in found.warnings if "left out" in warning.todo] == [VIEW]
+    assert [warning.where for warning in found.warnings if "leaves it out" in warning.todo] == [VIEW]
     assert what in found.views[1].verdict
     assert [view.verdict for view in found.views if view.name != "view_001"] == ["ok"] * 3
 
@@ -278,7 +278,7 @@ def test_a_blurred_view_is_a_warning() -> None:
 def test_a_view_without_the_object_is_one_warning() -> None:
     for missed in ({VIEW: transparent(0)}, {DEPTH: encoded(np.zeros((SIZE, SIZE), np.uint16))}):
         (warning,) = report(GOOD | missed).warnings
-        assert (warning.where, warning.todo) == (VIEW, "it is left out")
+        assert (warning.where, warning.todo) == (VIEW, "engine fusion leaves it out")
 
 
 def test_plain_views_may_be_alike() -> None:

@@ -249,3 +249,16 @@ def test_readings_count_by_their_confidence() -> None:
         assert is_one_closed_piece(mesh)
         off.append(float(np.abs(radii(mesh) - RADIUS).mean()))
     assert off[0] > 0.001 and off[1] < 0.4 * off[0] and off[2] < 0.0005
+
+
+def test_a_silhouette_is_not_a_surface() -> None:
+    """Where one view's mask ends, the others measure space behind the surface: no wall is made there."""
+    directions = np.array([[x, -1, z] for x in (-0.1, 0, 0.1) for z in (-0.1, 0.1)])
+    first, *views = captured_from(PANEL, directions / np.linalg.norm(directions, axis=1)[:, None])
+    assert first.depth is not None
+    mask = first.mask & (np.arange(first.mask.shape[1]) < first.mask.shape[1] // 2)
+    cut = replace(first, mask=mask, depth=np.where(mask, first.depth, np.float32(0)))
+    surface, mesh = surface_of([cut, *views], subject="surface")
+    assert np.ptp(mesh.vertices[:, 0]) < 0.6 * PANEL.extents[0]  # the mask carves
+    behind = mesh.vertices[:, 1] > PANEL.bounds[0, 1] + surface.voxel_m
+    assert behind.mean() < 0.005

@@ -14,6 +14,8 @@ import pytest
 
 from tasks.capture.capture_checks import CaptureReport
 from tasks.capture.stage_capture import Capture
+from tasks.capture.subject import Subject
+from tasks.inference.engine import SurfaceFacts
 from tasks.inference.reconstruction import Reconstruction
 from tasks.inference.registry import EngineChoice
 from tasks.mesh.convert import FormatFailure, Formats
@@ -113,6 +115,25 @@ def with_views(**values: Any) -> Results:
     files = tuple(FileEntry(path=f"views/{name}.png", bytes=1, sha256="") for name in "abc")
     capture = made.capture.model_copy(update={"files": files})
     return made.model_copy(update={"capture": capture, "reconstruction": RECONSTRUCTION.model_copy(update=values)})
+
+
+@pytest.mark.parametrize(
+    ("spread_m", "told"),
+    [(0.002, True), (0.0008, False), (0.0025, True)],
+    ids=["sets the voxels", "noise", "more than the voxels"],
+)
+def test_views_that_contradict_each_other_are_told(spread_m: float, told: bool) -> None:
+    facts = SurfaceFacts(
+        subject=Subject(kind="object"),
+        depth_step_m=0.001,
+        noise_m=0.0005,
+        noise_m_at_1m=0.001,
+        spread_m=spread_m,
+        voxel_m=0.002 if told else 0.0008,
+        invented_share=0.0,
+    )
+    report = with_views(views_asked=2, surface=facts).report(PARAMETERS, ())
+    assert [warning.startswith("the views put the same surface") for warning in report.warnings] == [True] * told
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,8 @@ def signed_distance(
     """Distance to the surface of cells of points (k, m, 3), each of `radius`: (k, m) metres within +-truncation.
 
     Positive outside. The weighted mean over the views that see a point or the surface close before it, in the order of
-    the views; points that no view sees are inside. Also gives, (k, m), the points that have been measured.
+    the views; points that no view sees are inside. Also gives, (k, m), the points whose distance has been measured: not
+    those that only a silhouette puts outside.
     """
     total = np.zeros(points.shape[:2], np.float32)
     weights = np.zeros_like(total)
@@ -51,7 +52,7 @@ def signed_distance(
         weights[open_cells] += weight.reshape(-1, points.shape[1])
         free[open_cells] = np.maximum(free[open_cells], outside.reshape(-1, points.shape[1]))
     measured = np.divide(total, weights, out=np.full_like(total, -truncation), where=weights > 0)
-    return np.maximum(measured, np.minimum(free, truncation)), weights > 0
+    return np.maximum(measured, np.minimum(free, truncation)), (weights > 0) & ((measured > 0) | (free <= 0))
 
 
 def pixels_of(
