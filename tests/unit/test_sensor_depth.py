@@ -16,6 +16,7 @@ from tasks.capture.views import View
 from tasks.geometry import hole_filling
 from tasks.geometry.depth import cut_out
 from tasks.inference.fusion.fuse import _contact, _cut_out
+from tasks.inference.fusion.solid_morphology import without_pockets
 
 
 def decoded(metres: NDArray[np.float32]) -> DecodedDepth:
@@ -79,3 +80,15 @@ def test_a_large_patch_is_bent_in_steps_to_nearly_the_same_shape(monkeypatch: py
     before = np.abs(dented[patch] - exact).max()
     assert before > 1
     assert np.abs(relaxed - exact).max() < 0.05 * before
+
+
+def test_spots_of_free_space_are_closed_only_beside_what_no_view_saw() -> None:
+    volume = np.full((24, 24, 24), -1.0, np.float32)
+    volume[:, :, 11:14] = 1.0  # a slit of three voxels
+    unseen = np.ones(volume.shape, bool)
+    unseen[:, :, 11:14] = False
+    inside = np.s_[4:-4, 4:-4]  # of the slit's ends: space around a volume is free
+    assert (without_pockets(volume, ~unseen, 1.0)[inside] < 0).all()
+    np.testing.assert_array_equal(without_pockets(volume, np.ones_like(unseen), 1.0), volume)
+    volume[:, :, 6:19] = 1.0  # wider than any spot
+    np.testing.assert_array_equal(without_pockets(volume, volume > 0, 1.0), volume)

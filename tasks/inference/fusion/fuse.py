@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 from skimage.measure import marching_cubes
 
 from tasks.capture.camera import Camera
@@ -29,6 +28,7 @@ from tasks.geometry.subject_search import find_subject
 from tasks.inference.fusion.agreement import spread_between
 from tasks.inference.fusion.grid import CELL, VoxelGrid, grid_around, typical_footprint
 from tasks.inference.fusion.seen_space import SeenSpace, signed_distance
+from tasks.inference.fusion.solid_morphology import without_pockets, without_thin_parts
 from tasks.settings import FusionParameters
 
 FUSION_VERSION = "4"
@@ -41,7 +41,6 @@ CHUNK_POINTS = 25_600
 TRUNCATION_VOXELS = 3.0
 TRUNCATION_SIGMAS = 3.0  # of what the views contradict each other by
 THIN_SPREADS = 2.0  # solid parts of half this thickness lie between readings that contradict each other
-POCKET_VOXELS = 3  # free space that is no wider than twice this, beside space that no view saw, is taken for noise
 OPEN_SHARE = 0.5  # of a closed surface that would be invented: then it stays open
 ZERO_GAP = 1e-3  # distances (voxels) are kept this far from 0: marching cubes then makes no degenerate triangles
 
@@ -274,8 +273,8 @@ def _surface(
     """
     gap = np.float32(ZERO_GAP * grid.voxel)
     if floor is not None:
-        volume = _without_pockets(volume, measured, grid.voxel)
-    padded = np.pad(_without_thin_parts(volume, thin, grid.voxel), 1, constant_values=np.float32(grid.voxel))
+        volume = without_pockets(volume, measured, grid.voxel)
+    padded = np.pad(without_thin_parts(volume, thin, grid.voxel), 1, constant_values=np.float32(grid.voxel))
     padded[np.abs(padded) < gap] = gap
     if not (padded < 0).any():
         raise InferenceFailed(NOTHING)
@@ -307,35 +306,6 @@ def _open_surface(
     if not len(faces):
         raise InferenceFailed(NOTHING)
     return (vertices * grid.voxel + grid.origin).astype(np.float32), faces.astype(np.int32)
-
-
-def _without_pockets(volume: NDArray[np.float32], measured: NDArray[np.bool_], voxel: float) -> NDArray[np.float32]:
-    """Morphological closing of the solid next to what no view saw: there, single views see free space in spots."""
-    solid = np.pad(volume < 0, POCKET_VOXELS + 1)
-    closed = solid
-    balls = [ndimage.generate_binary_structure(3, 1 + step % 2 * 2) for step in range(POCKET_VOXELS)]
-    for ball in balls:
-        closed = ndimage.binary_dilation(closed, ball)
-    for ball in balls:
-        closed = ndimage.binary_erosion(closed, ball)
-    inner = (slice(POCKET_VOXELS + 1, -POCKET_VOXELS - 1),) * 3
-    beside = ndimage.binary_dilation((volume < 0) & ~measured, iterations=POCKET_VOXELS)
-    return np.where(closed[inner] & beside & (volume > 0), np.float32(-voxel / 2), volume)
-
-
-def _without_thin_parts(volume: NDArray[np.float32], radius: int, voxel: float) -> NDArray[np.float32]:
-    """Morphological opening of the solid by a ball of `radius` voxels (Serra 1982, Image analysis)."""
-    if not radius:
-        return volume
-    solid = np.pad(volume < 0, radius + 1)
-    kept = solid
-    balls = [ndimage.generate_binary_structure(3, 1 + step % 2 * 2) for step in range(radius + 1)]
-    for ball in balls[:radius]:
-        kept = ndimage.binary_erosion(kept, ball)
-    for ball in balls:
-        kept = ndimage.binary_dilation(kept, ball)
-    inner = (slice(radius + 1, -radius - 1),) * 3
-    return np.where((volume < 0) & ~kept[inner], np.float32(voxel / 2), volume)
 
 
 def _known(
