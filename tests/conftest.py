@@ -18,19 +18,22 @@ from tests.synthetic import make_capture
 VIEWS, SIZE = 8, 96
 SLOWEST = (
     "test_operations",
-    "test_browser",
     "test_dataset_kill",
-    "test_dataset",
-    "test_trellis_run",
-    "test_uploads",
     "test_uploads_at_once",
-    "test_kill",
+    "test_browser",
     "test_stack",
     "test_stack_on_postgresql",
+    "test_kill",
+    "test_trellis_run",
+    "test_dataset",
+    "test_uploads",
     "test_hand_over",
     "test_dataset_page",
 )
-"""Files that begin first, the slowest one first: as the last one it would run while other processes have no work."""
+"""Files that begin first: a long one that began last would run while other processes have no work.
+
+A process takes its next file as soon as two tests are left, so files of few long tests come before those of many.
+"""
 
 
 def pytest_configure() -> None:
@@ -43,7 +46,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the slowest files first: the processes of `make test` and `make test-system` take whole files in order."""
+    """Put SLOWEST first: the processes of `make test` and `make test-system` take whole files in this order."""
     places = {file: place for place, file in enumerate(SLOWEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(SLOWEST)))
 

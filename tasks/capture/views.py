@@ -44,6 +44,8 @@ class View:
     """(dh, dw) metres along the camera's axis, 0 = no reading"""
     camera: Camera | None
     """Of the image's size; `camera.resized(dw, dh)` is the depth map's"""
+    confidence: NDArray[np.float32] | None = None
+    """(dh, dw) 0..1, how far each depth reading is to be trusted; None if the sensor does not say it"""
 
     @property
     def has_mask(self) -> bool:

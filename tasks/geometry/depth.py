@@ -48,6 +48,8 @@ class DepthMap:
     """(row, column) of the whole map at which the part begins"""
     camera: Camera
     """Of the whole map"""
+    confidence: NDArray[np.float32] | None = None
+    """(h, w) 0..1, trust in each reading; None = the same in all of them"""
 
     @property
     def distance(self) -> float:
@@ -97,6 +99,7 @@ def cut_out(view: View) -> DepthMap | None:
         (outside - SILHOUETTE_MARGIN).astype(np.float32),
         (int(top), int(left)),
         view.camera.resized(width, height),
+        None if view.confidence is None else view.confidence[cut],
     )
 
 
@@ -133,6 +136,8 @@ def tangent_planes(depth_map: DepthMap, sensor: DepthNoise) -> Planes:
         cosine = -(normals * rays).sum(axis=2) / np.linalg.norm(rays, axis=2)
         good = (depth_map.silhouette < 0) & (inverse > 0) & (support > MIN_SUPPORT) & (cosine > MIN_COSINE)
         good &= scatter_m < STEP_FOOTPRINTS * footprint + STEP_SIGMAS * noise
+    trust = np.ones(depth.shape) if depth_map.confidence is None else depth_map.confidence
+    good &= trust > 0
     rows, columns = np.nonzero(good)
     points = camera.points(rows + top, columns + left, fitted[good])
     plane = np.zeros((*depth.shape, 4), np.float32)
@@ -142,7 +147,7 @@ def tangent_planes(depth_map: DepthMap, sensor: DepthNoise) -> Planes:
     def kept(values: NDArray[np.float64]) -> NDArray[np.float32]:
         return np.where(good, values, 0).astype(np.float32).reshape(-1)
 
-    weight = kept(cosine**ANGLE_POWER * np.minimum(support, 1))
+    weight = kept(cosine**ANGLE_POWER * np.minimum(support, 1) * trust)
     return Planes(plane.reshape(-1, 4), weight, kept(fitted), kept(cosine), points.astype(np.float32))
 
 

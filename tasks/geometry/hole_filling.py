@@ -65,8 +65,8 @@ def rested(
 ) -> NDArray[np.floating]:
     """Vertices (n, 3) of an object on a plane, in voxels, with what is unseen, (n,), as a continuation of the rest.
 
-    A foot, lower than `contact` (voxels) above the plane, is an unseen underside if what is around it is unseen, else it
-    is flat and stays. An underside that ends above the plane is loaded until it rests on it.
+    A foot, lower than `contact` (voxels) above the plane, is an unseen underside if what is around it is unseen, else
+    it is flat and stays. An underside that ends above the plane is loaded until it rests on it.
     volume: as in `continued`. plane: (4,), unit normal upwards and offset, in voxels.
     """
     links = _links(faces, len(vertices))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.deploy import POOLS, Server
 from tests.support.gpu_machine import gpu_environment, views_only
 from tests.support.running import (
     ROOT,
@@ -50,12 +51,9 @@ def house(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("house")
     line = CommandLine(folder, prefect_server, {"CAPTURE2MESH_STORE_SHARED": "1", **gpu_environment(folder)})
     with ExitStack() as stack:
-        for arguments in (
-            ["work-pool", "create", "cpu", "--type", "process"],
-            ["work-pool", "create", "cuda", "--type", "process", "--base-job-template", "infra/cuda-pool.json"],
-            ["--no-prompt", "deploy", "--all"],
-        ):
-            command(line, *arguments)
+        for pool in POOLS:
+            Server(prefect_server).make_pool(pool, "process")
+        deploy(line)
         log = folder / "worker.log"
         worker = ["worker", "start", "--pool", "cuda", "--type", "process", "--limit", "1", "--name", "cuda-0"]
         stack.enter_context(running([sys.executable, "-m", "prefect", *worker], line.environment, log))
@@ -63,10 +61,9 @@ def house(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield House(prefect_server, line, log)
 
 
-def command(line: CommandLine, *arguments: str) -> None:
-    line.folder.mkdir(parents=True, exist_ok=True)
+def deploy(line: CommandLine) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "prefect", *arguments],
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
         cwd=ROOT,
         env=line.environment,
         capture_output=True,
@@ -74,7 +71,7 @@ def command(line: CommandLine, *arguments: str) -> None:
         timeout=TIMEOUT,
         check=False,
     )
-    assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def handing_over(house: House, folder: Path, **env: str) -> CommandLine:

@@ -98,13 +98,13 @@ def lost(stack: Running, upload: Callable[[str], str]) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def unbegun(stack: Running) -> str:
+def unbegun(stack: Running, upload: Callable[[str], str]) -> str:
     """A run that its worker took, and then died: begun before all other tests as well, its ten minutes made one."""
     (automation,) = [each for each in json.loads(AUTOMATIONS.read_text()) if "does not begin" in each["name"]]
     known = {each["name"]: each["id"] for each in stack.ask("POST", "/automations/filter")}
     automation["trigger"]["within"] = UNBEGUN_SECONDS
     stack.ask("PUT", f"/automations/{known[automation['name']]}", **automation)
-    run = stack.run(at="2100-01-01T00:00:00Z", infer__seed="9")
+    run = stack.run(upload("unbegun"), at="2100-01-01T00:00:00Z", infer__seed="9", **STAND_IN)
     stack.set_state(run, "PENDING", "Pending")
     return run
 
@@ -153,11 +153,12 @@ def test_inference_waits_for_a_slot_of_the_gpu(stack: Running, upload: Callable[
 
 
 def test_interactive_overtakes_what_waits(stack: Running, upload: Callable[[str], str]) -> None:
+    capture = upload("queued")
     stack.ask("PATCH", "/work_pools/cuda", is_paused=True)
     try:
         runs = []
         for queue in "default", "interactive":
-            runs.append(stack.run("mug", queue, infer__seed=str(len(runs)), infer__views="20"))
+            runs.append(stack.run(capture, queue, infer__seed=str(len(runs)), **STAND_IN))
             (waiting,) = wait_for("the inference in the queue", lambda: stack.children(runs[-1]), PATIENCE)
             assert waiting["work_queue_name"] == queue
     finally:

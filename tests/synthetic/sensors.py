@@ -248,7 +248,9 @@ class TimeOfFlight(Sensor):
     bounces: int = 24
     """Rays per place that gather light from other surfaces."""
     uncorrected: float = 1.0
-    """Share of the error by such light that the driver leaves; 1 = it corrects nothing."""
+    """Share of the error by such light that the driver leaves; 1 = it corrects nothing. Azure Kinect's maker promises
+    its error only without multipath. It can be corrected from depth and amplitude alone: Fuentes-Jimenez et al.,
+    Modelling and correction of multipath interference in time of flight cameras, CVPR 2012."""
     too_weak: float = 0.02
     """Amplitude (albedo * cosine / z^2, z in metres) below which half of the readings are lost; ours."""
     rejected: float = 0.5
@@ -280,6 +282,7 @@ SENSORS: dict[str, Sensor] = {
     "phone_lidar": PhoneLidar(),
     "phone_lidar_enlarged": PhoneLidar(enlarge=4),
     "time_of_flight": TimeOfFlight(),
+    "time_of_flight_corrected": TimeOfFlight(uncorrected=0.0),
 }
 
 

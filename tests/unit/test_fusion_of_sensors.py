@@ -221,3 +221,31 @@ def test_a_room_is_a_surface() -> None:
     walls = (np.abs(mesh.vertices - PLACE) / (2, 1.5, 1.25)).max(axis=1)
     assert np.median(np.abs(walls - 1)) < 0.002
     assert np.abs(walls - 1).max() < 0.05  # nothing hangs where a camera's view ends
+
+
+def test_the_unseen_underside_of_a_ball_is_round_and_touches_the_table() -> None:
+    """No view sees the lower third; the space that it hides there is not part of the ball."""
+    radius = 0.08
+    middle = PLACE + np.array([0, 0, radius])
+    ball = trimesh.creation.icosphere(4, radius).apply_translation(middle)
+    views = views_from_above(trimesh.util.concatenate([ball, table()]), 12, SIZE_PX)
+    _, mesh = surface_of([with_depth(view, in_millimetres(view)) for view in views])
+    assert is_one_closed_piece(mesh)
+    below = mesh.vertices[mesh.vertices[:, 2] < PLACE[2] + radius / 2]
+    astray = np.abs(np.linalg.norm(below - middle, axis=1) - radius)
+    assert astray.mean() < 0.015 * 2 * radius  # 0.046 with the space that the ball hides
+    assert mesh.bounds[0, 2] == pytest.approx(PLACE[2], abs=0.001)
+    assert mesh.volume == pytest.approx(ball.volume, rel=0.03)
+
+
+def test_readings_count_by_their_confidence() -> None:
+    """Half of the views are 3 mm off, and say that they are not sure."""
+    views = sphere_with(lambda depth: depth)
+    astray = [with_depth(view, np.where(view.depth, view.depth + 0.003, 0)) for view in views[::2]]
+    off = []
+    for trust in (1.0, 0.1, 0.0):
+        unsure = [replace(view, confidence=np.full(view.depth.shape, trust, np.float32)) for view in astray]
+        _, mesh = surface_of([*views[1::2], *unsure])
+        assert is_one_closed_piece(mesh)
+        off.append(float(np.abs(radii(mesh) - RADIUS).mean()))
+    assert off[0] > 0.001 and off[1] < 0.4 * off[0] and off[2] < 0.0005

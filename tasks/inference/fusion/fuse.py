@@ -41,6 +41,7 @@ CHUNK_POINTS = 25_600
 TRUNCATION_VOXELS = 3.0
 TRUNCATION_SIGMAS = 3.0  # of what the views contradict each other by
 THIN_SPREADS = 2.0  # solid parts of half this thickness lie between readings that contradict each other
+POCKET_VOXELS = 3  # free space that is no wider than twice this, beside space that no view saw, is taken for noise
 OPEN_SHARE = 0.5  # of a closed surface that would be invented: then it stays open
 ZERO_GAP = 1e-3  # distances (voxels) are kept this far from 0: marching cubes then makes no degenerate triangles
 
@@ -75,9 +76,10 @@ def fuse(views: Sequence[View], parameters: FusionParameters, progress: Callable
     """Posed RGB-D views -> a surface in the capture's frame.
 
     Every view needs a camera and metric depth. Space that a view sees as background or in front of a surface is free.
-    Of an object, space that no view saw is inside, except if it hides the smooth continuation of a hollow's walls. Of
-    other subjects, only what was seen is part of the surface. Runs give identical bytes. `progress` is called with the
-    share that is done, 0..1. Raises InferenceFailed if the views leave nothing to make a surface of.
+    Of an object, space that no view saw is inside, except if it hides the smooth continuation of a hollow's walls, or
+    of an underside down to the plane that it stands on. Of other subjects, only what was seen is part of the surface.
+    Runs give identical bytes. `progress` is called with the share that is done, 0..1. Raises InferenceFailed if the
+    views leave nothing to make a surface of.
     """
     sensor = measured_noise([view.depth for view in views if view.depth is not None])
     subject = _subject(views, sensor, parameters)
@@ -271,21 +273,23 @@ def _surface(
     above it up to which its readings count as the plane's.
     """
     gap = np.float32(ZERO_GAP * grid.voxel)
+    if floor is not None:
+        volume = _without_pockets(volume, measured, grid.voxel)
     padded = np.pad(_without_thin_parts(volume, thin, grid.voxel), 1, constant_values=np.float32(grid.voxel))
     padded[np.abs(padded) < gap] = gap
     if not (padded < 0).any():
         raise InferenceFailed(NOTHING)
     vertices, faces, _, _ = marching_cubes(padded, 0.0, gradient_direction="descent")
-    known = _known(vertices - 1, measured, np.logical_or)
-    faces = faces[_seen_pieces(faces, known)]
+    vertices -= 1
+    faces = faces[_seen_pieces(faces, _known(vertices, measured, np.logical_or))]
     if not len(faces):
         raise InferenceFailed(NOTHING)
-    invented = _invented_share(vertices - 1, faces, known)
-    unseen = ~_known(vertices - 1, measured, np.logical_and) | on_jumps(vertices - 1, volume, grid.voxel)
-    vertices = continued(vertices - 1, faces, volume, grid.voxel)
+    seen = _known(vertices, measured, np.logical_and) & ~on_jumps(vertices, volume, grid.voxel)
+    vertices = continued(vertices, faces, volume, grid.voxel)
     if floor is not None:
         plane = np.append(floor[:3], (floor[3] + floor[:3] @ grid.origin) / grid.voxel)
-        vertices = rested(vertices, faces, volume, unseen, plane, contact / grid.voxel + 1)
+        vertices = rested(vertices, faces, volume, ~seen, plane, contact / grid.voxel + 1)
+    invented = _invented_share(vertices, faces, seen)
     return (vertices * grid.voxel + grid.origin).astype(np.float32), faces.astype(np.int32), invented
 
 
@@ -303,6 +307,20 @@ def _open_surface(
     if not len(faces):
         raise InferenceFailed(NOTHING)
     return (vertices * grid.voxel + grid.origin).astype(np.float32), faces.astype(np.int32)
+
+
+def _without_pockets(volume: NDArray[np.float32], measured: NDArray[np.bool_], voxel: float) -> NDArray[np.float32]:
+    """Morphological closing of the solid next to what no view saw: there, single views see free space in spots."""
+    solid = np.pad(volume < 0, POCKET_VOXELS + 1)
+    closed = solid
+    balls = [ndimage.generate_binary_structure(3, 1 + step % 2 * 2) for step in range(POCKET_VOXELS)]
+    for ball in balls:
+        closed = ndimage.binary_dilation(closed, ball)
+    for ball in balls:
+        closed = ndimage.binary_erosion(closed, ball)
+    inner = (slice(POCKET_VOXELS + 1, -POCKET_VOXELS - 1),) * 3
+    beside = ndimage.binary_dilation((volume < 0) & ~measured, iterations=POCKET_VOXELS)
+    return np.where(closed[inner] & beside & (volume > 0), np.float32(-voxel / 2), volume)
 
 
 def _without_thin_parts(volume: NDArray[np.float32], radius: int, voxel: float) -> NDArray[np.float32]:
@@ -334,7 +352,7 @@ def _seen_pieces(faces: NDArray[np.integer], known: NDArray[np.bool_]) -> NDArra
     return np.asarray(np.bincount(piece, known[faces].any(axis=1))[piece] > 0)
 
 
-def _invented_share(vertices: NDArray[np.floating], faces: NDArray[np.integer], known: NDArray[np.bool_]) -> float:
-    """Share of the area none of whose vertices (n, 3) is `known`, (n,)."""
+def _invented_share(vertices: NDArray[np.floating], faces: NDArray[np.integer], seen: NDArray[np.bool_]) -> float:
+    """Share of the area none of whose vertices (n, 3) is seen, (n,)."""
     area = np.linalg.norm(face_normals(vertices, faces), axis=1)
-    return float(area[~known[faces].any(axis=1)].sum() / area.sum())
+    return float(area[~seen[faces].any(axis=1)].sum() / area.sum())
