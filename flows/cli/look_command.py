@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tasks.capture.capture_checks import CaptureReport
     from tasks.capture.layout import Reader
     from tasks.capture.layouts.layout_reader import Layout
-    from tasks.capture.listing import Listing
+    from tasks.capture.listing import ListedFile, Listing
     from tasks.capture.views import View
 
 # Depth maps that noise is measured on, at most: more would not change it
@@ -36,16 +36,23 @@ def look(
 
         listing = list_capture(capture)
         folder = Location.of(listing.folder)
-        content = {file.path: (folder / file.path).read() for file in listing.files}
-        layout = read_layout(content, content.__getitem__, listing.part)
+
+        def read(path: str) -> bytes:
+            return (folder / path).read()
+
+        def entry(file: ListedFile) -> FileEntry:
+            # only a manifest is compared with digests
+            digest = "" if listing.manifest is None else sha256_of(read(file.path))
+            return FileEntry(path=file.path, bytes=file.bytes, sha256=digest)
+
+        layout = read_layout([file.path for file in listing.files], read, listing.part)
         choice = resolve_engine(engine)
-        entries = [FileEntry(path=path, bytes=len(data), sha256=sha256_of(data)) for path, data in content.items()]
         report, reasons = None, tuple[str, ...]()
         try:
             report, _ = examine(
                 listing.uri,
-                entries,
-                content.__getitem__,
+                [entry(file) for file in listing.files],
+                read,
                 ENGINES[choice.name].needs,
                 listing.manifest,
                 listing.others,
@@ -54,7 +61,7 @@ def look(
             )
         except CaptureRefused as error:
             reasons = grouped(error.problems)
-        for label, text in _lines(listing, layout, report, content.__getitem__):
+        for label, text in _lines(listing, layout, report, read):
             typer.echo(f"{label:{_LABEL}}{text}")
     for warning in () if report is None else grouped(report.warnings):
         typer.echo(f"{'warning':{_LABEL}}{warning}")
@@ -84,7 +91,8 @@ def _lines(listing: Listing, layout: Layout, report: CaptureReport | None, read:
         sharpness = sorted((view.sharpness, view.name) for view in report.views)
         median = sharpness[len(sharpness) // 2][0]
         yield "sharpness", f"median {median:.0f}, least {sharpness[0][0]:.0f} ({sharpness[0][1]})"
-        yield "object", f"{sum(view.coverage for view in report.views) / len(report.views):.0%} of the pictures"
+        covered = sum(view.coverage for view in report.views) / len(report.views)
+        yield "object", "not cut out: it is searched for" if covered == 1 else f"{covered:.0%} of the pictures"
 
 
 def _cameras(layout: Layout) -> str:
@@ -110,7 +118,7 @@ def _some_views(layout: Layout, read: Reader) -> list[View]:
     for files in chosen[:: max(1, len(chosen) // _NOISE_VIEWS)][:_NOISE_VIEWS]:
         try:
             view = decode_view(files, layout.cameras, read).view
-        except (DecodeError, KeyError):
+        except DecodeError:
             continue
         if view.depth is not None and view.depth.any():
             found.append(view)

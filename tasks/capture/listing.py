@@ -119,7 +119,7 @@ def list_capture(uri: str, root: str = "") -> Listing:
         named = ", ".join(f"{location.url}/{part}" for part in several[:_NAMED_AT_MOST])
         more = ", ..." if len(several) > _NAMED_AT_MOST else ""
         raise InputError(f"{uri}: holds {len(several)} objects; name one ({named}{more}), or run `dataset` for all")
-    return _listing(location, _id_below(root, location), found)
+    return _listing(location, _id_below(root, location), found, folder, reader or OWN)
 
 
 def list_captures(root: str) -> list[Listing]:
@@ -130,13 +130,15 @@ def list_captures(root: str) -> list[Listing]:
 
     def listed(folder: Folder) -> list[Listing]:
         start = f"{folder.path}/" if folder.path else ""
-        inner = {path[len(start) :]: info for path, info in found.items() if path.startswith(start)}
+        inner = {path[len(start) :]: found[path] for path in folder.all_files()}
         place = location / folder.path if folder.path else location
         name = folder.path or location.name
         tree = Folder.of(inner)
-        reader = recognised(tree)
-        parts = () if reader is None else reader.parts(tree, _reader_below(place))
-        return [_listing(place, f"{name}/{part}", inner, part) for part in parts] or [_listing(place, name, inner)]
+        reader = recognised(tree) or OWN
+        parts = reader.parts(tree, _reader_below(place))
+        if not parts:
+            return [_listing(place, name, inner, tree, reader)]
+        return [_listing(place, f"{name}/{part}", inner, tree, reader, part) for part in parts]
 
     with ThreadPoolExecutor(_PARALLEL_READS) as pool:
         return [listing for each in pool.map(listed, folders) for listing in each]
@@ -154,9 +156,10 @@ def upload_key(listing: Listing, engine: str, parameters: Parameters) -> str:
     return cache_key("upload", PIPELINE_VERSION, [listing.uri, files, declared, engine, parameters])
 
 
-def _listing(location: Location, name: str, found: Found, part: str = "") -> Listing:
-    folder = Folder.of(found)
-    reader = recognised(folder) or OWN
+def _listing(
+    location: Location, name: str, found: Found, folder: Folder, reader: LayoutReader, part: str = ""
+) -> Listing:
+    """folder: the tree of the files found."""
     content = {path: found[path] for path in sorted(set(reader.content(folder)))}
     others = list(reader.others(folder, content.keys()))
     beside = [path for path in (MANIFEST, MARKER) if path in found]
@@ -190,7 +193,7 @@ def _part_of(location: Location, root: str) -> Listing | None:
     reader = recognised(folder)
     if reader is None or location.name not in reader.parts(folder, _reader_below(above)):
         return None
-    return _listing(above, _id_below(root, location), found, location.name)
+    return _listing(above, _id_below(root, location), found, folder, reader, location.name)
 
 
 def _refuse_file(location: Location, found: Found) -> None:

@@ -9,7 +9,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from tasks.capture.layouts import content_of, read_layout
+from tasks.capture.layouts import LAYOUTS, content_of, read_layout
 from tasks.capture.listing import list_capture, list_captures
 from tasks.capture.views import View, views_of
 from tasks.errors import InputError
@@ -380,3 +380,10 @@ def test_names_of_another_form_of_unicode_or_case_are_found() -> None:
     assert not found.camera_problems
     assert [view.name for view in found.views] == [f"Übung {index:03d}" for index in range(len(SHOTS))]
     assert all(view.depth for view in found.views) and len(found.cameras.frames) == len(SHOTS)
+
+
+def test_every_layout_is_in_the_page_and_has_a_writer() -> None:
+    page = (Path(__file__).parents[2] / "tasks" / "capture" / "README.md").read_text()
+    names = {reader.name for reader in LAYOUTS}
+    assert [name for name in sorted(names) if f"| `{name}` |" not in page] == []
+    assert {name for name, _ in WRITERS.values()} == names
