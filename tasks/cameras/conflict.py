@@ -81,6 +81,10 @@ class Witness:
         lifted = _lifted(camera, pixels, along)
         return Witness(view.name, camera, sensor, pixels, along, lifted, near, far, background, pool)
 
+    def thinned(self, points: int) -> Witness:
+        """The same with fewer of the sampled readings."""
+        return replace(self, pixels=self.pixels[:points], depth=self.depth[:points], points=self.points[:points])
+
     def with_camera(self, camera: Camera) -> Witness:
         """The same readings through another camera, of any size."""
         camera = camera.resized(self.camera.width, self.camera.height)
@@ -132,8 +136,9 @@ def compare(one: Witness, other: Witness, to_other: Floats, slack: Floats | floa
     pixel = np.where(inside, row // other.pool * other.nearest.shape[1] + column // other.pool, 0)
     near, far = other.nearest.take(pixel), other.farthest.take(pixel)
     measured = inside & (far > 0)
-    noise = SIGMAS * np.hypot(one.sensor.at(one.depth), other.sensor.at(z))
-    tolerance = noise + FOOTPRINTS * z / camera.fl_x + slack
+    distance = far.astype(np.float64)
+    noise = SIGMAS * np.hypot(one.sensor.at(one.depth), other.sensor.at(distance))
+    tolerance = noise + FOOTPRINTS * distance / camera.fl_x + slack
     agree = measured & (z >= near - tolerance) & (z <= far + tolerance)
     before = measured & (z < near - tolerance)
     behind = np.where(measured, np.minimum(z - near, 0) + np.maximum(z - far, 0), np.nan)
