@@ -27,6 +27,9 @@ NEIGHBOURS = 12  # views that look in the most similar direction, that each is c
 ROUGH, EXACT = (0.05, 0.012), (0.012, 0.006)
 ROUGH_READINGS, EXACT_READINGS = 250, 600
 ROUGH_ITERATIONS, EXACT_ITERATIONS = 8, 10
+# A camera is astray if so much of what its readings meet is in conflict, beside what is usual; it is tried again, unless
+# most are
+ASTRAY, ASTRAY_MEDIANS, MOST_ASTRAY, TRIES = 0.05, 3.0, 0.5, 2
 GAIN = 1.02  # readings that agree after a refinement, in those before
 # Conflict that may be left of the one before: real sensors err alike in all views, and then cameras move to less
 # conflict, not to the truth
@@ -96,10 +99,26 @@ def refined(views: Sequence[View], witnesses: Sequence[Witness], sensor: DepthNo
     given = pinhole_poses(witnesses)
     before = agreement(witnesses, given)
     surfaces = surface_views(views, sensor)
-    rough = refine(surfaces, given, iterations=ROUGH_ITERATIONS, readings=ROUGH_READINGS, gates=ROUGH)
-    exact = refine(surfaces, rough.poses, iterations=EXACT_ITERATIONS, readings=EXACT_READINGS, gates=EXACT)
-    poses = _onto(exact.poses, given)
     distance = float(np.median([np.median(witness.depth) for witness in witnesses]))
+
+    def astray(poses: Floats) -> NDArray[np.bool_]:
+        found = agreement(witnesses, poses)
+        share = found.conflict / np.maximum(found.agree + found.conflict, np.finfo(float).tiny)
+        return ~_within_bounds(poses, given, distance) | (share > ASTRAY + ASTRAY_MEDIANS * np.median(share))
+
+    rough = refine(surfaces, given, iterations=ROUGH_ITERATIONS, readings=ROUGH_READINGS, gates=ROUGH)
+    poses = _onto(rough.poses, given)
+    for _ in range(TRIES):
+        lost = astray(poses)
+        if not lost.any() or lost.mean() > MOST_ASTRAY:
+            break
+        # they start again from where they were given, among the others
+        poses = _onto(poses, given, ~lost)
+        start, fixed = np.where(lost[:, None, None], given, poses), np.flatnonzero(~lost).tolist()
+        again = refine(surfaces, start, fixed=fixed, iterations=ROUGH_ITERATIONS, readings=ROUGH_READINGS, gates=ROUGH)
+        poses = again.poses
+    exact = refine(surfaces, poses, iterations=EXACT_ITERATIONS, readings=EXACT_READINGS, gates=EXACT)
+    poses = _onto(exact.poses, given)
     kept = _within_bounds(poses, given, distance)
     for _ in range(2):
         tried = np.where(kept[:, None, None], poses, given)
@@ -115,12 +134,15 @@ def refined(views: Sequence[View], witnesses: Sequence[Witness], sensor: DepthNo
     return Refinement(tried, kept, before, after)
 
 
-def _onto(poses: Floats, given: Floats) -> Floats:
-    """All poses moved together, rigidly, to where the given ones are: only relative motion is known."""
-    left, _, right = np.linalg.svd(np.einsum("nij,nkj->ik", given[:, :3, :3], poses[:, :3, :3]))
+def _onto(poses: Floats, given: Floats, by: NDArray[np.bool_] | slice = slice(None)) -> Floats:
+    """All poses moved together, rigidly, to where the given ones are: only relative motion is known.
+
+    by: the ones that decide where that is.
+    """
+    left, _, right = np.linalg.svd(np.einsum("nij,nkj->ik", given[by, :3, :3], poses[by, :3, :3]))
     motion = np.eye(4)
     motion[:3, :3] = left @ np.diag([1, 1, np.linalg.det(left @ right)]) @ right
-    motion[:3, 3] = (given[:, :3, 3] - poses[:, :3, 3] @ motion[:3, :3].T).mean(axis=0)
+    motion[:3, 3] = (given[by, :3, 3] - poses[by, :3, 3] @ motion[:3, :3].T).mean(axis=0)
     return motion @ poses
 
 

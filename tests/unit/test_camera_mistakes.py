@@ -124,7 +124,7 @@ def test_six_views_of_a_cube_do_not_complain() -> None:
     scene = RayScene(mesh, solid_colours(pattern))
     seen = []
     for index, eye in enumerate(np.vstack([np.eye(3), -np.eye(3)]) + 1e-9):
-        camera = Camera(96, 96, 150.0, 150.0, 48.0, 48.0, look_at(eye + [1e-6, 0, 0], np.zeros(3)))
+        camera = Camera(96, 96, 150.0, 150.0, 48.0, 48.0, look_at(eye + np.array([1e-6, 0, 0]), np.zeros(3)))
         rendering = render(scene, camera)
         seen.append(View(f"side_{index}", rendering.image, rendering.mask, rendering.depth, camera))
     assert find_mistake(seen, STORED) is None

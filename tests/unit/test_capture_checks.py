@@ -291,13 +291,6 @@ def test_one_camera_for_two_pictures_is_a_warning() -> None:
     assert "same camera as views/view_000.png" in _warned(moved(GOOD, 1, lambda _: np.array(first)))[VIEW]
 
 
-def test_inverted_camera_axes_are_a_warning() -> None:
-    content = GOOD
-    for index in range(4):
-        content = moved(content, index, lambda matrix: matrix * [1, -1, -1, 1])
-    assert "puts the object elsewhere" in _warned(content)[CAMERAS]
-
-
 def test_exif_orientation_and_strange_files_are_warnings() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

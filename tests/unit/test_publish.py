@@ -292,6 +292,7 @@ def test_report_is_what_the_design_says(output: Path) -> None:
         "capture",
         "engine",
         "weights",
+        "cameras",
         "sensor",
         "subject",
         "mesh",
