@@ -84,6 +84,8 @@ class SurfaceView:
     """(n,) of a random sample of readings with a plane"""
     columns: NDArray[np.intp]
     """(n,)"""
+    sample_paint: tuple[Floats, Floats]
+    """(n, 3) the sample's colours, sharp and blurred, sRGB levels"""
     witness_colours: Map
     """(k, 3) sRGB levels at the witness's readings"""
     witness_normals: Map
@@ -102,11 +104,6 @@ class SurfaceView:
     def sample_normals(self, zoom: float = 1.0, count: int = SAMPLE) -> Floats:
         """The normals (count, 3) of the sample's points."""
         return zoomed_normals(self.normals[self.rows[:count], self.columns[:count]], zoom)
-
-    def sample_colours(self, level: int, count: int = SAMPLE) -> Floats:
-        """The colours (count, 3) of the sample's points, sRGB levels, at a level of `paint`."""
-        position = np.column_stack([self.columns[:count], self.rows[:count]]) + 0.5
-        return self.paint[level].at(position)[0]
 
     def zoomed_camera(self, zoom: float) -> Camera:
         """The camera with another focal length."""
@@ -173,6 +170,7 @@ def _surface(view: View, sensor: DepthNoise, longest: int) -> SurfaceView:
     rows, columns = np.nonzero(depth)
     chosen = np.random.default_rng(1).permutation(len(rows))[:SAMPLE]
     witness = Witness.of(view, sensor)
+    sampled = np.column_stack([columns[chosen], rows[chosen]]) + 0.5
     at = witness.pixels.astype(np.intp)
     return SurfaceView(
         view.name,
@@ -186,6 +184,7 @@ def _surface(view: View, sensor: DepthNoise, longest: int) -> SurfaceView:
         _outline(view.mask),
         rows[chosen],
         columns[chosen],
+        (paint[0].at(sampled)[0], paint[1].at(sampled)[0]),
         paint[0].levels[at[:, 1], at[:, 0]],
         normals[at[:, 1], at[:, 0]],
     )
