@@ -26,8 +26,9 @@ SIDES = ((0, 1), (0, 2))
 Floats = NDArray[np.float64]
 
 
-def camera_picture(cameras: Sequence[Camera], seen: Sequence[View], placed: Mapping[str, Camera]) -> bytes:
-    """A JPEG of all cameras and the points that they measured: from above, and from the side (z up)."""
+def camera_picture(seen: Sequence[View], placed: Mapping[str, Camera]) -> bytes:
+    """A JPEG of all cameras, by view name, and the points that their views measured: from above and the side (z up)."""
+    cameras = list(placed.values())
     points, colours = _cloud(seen, placed)
     centres = np.array([camera.centre for camera in cameras])
     middle = np.median(points if len(points) else centres, axis=0)

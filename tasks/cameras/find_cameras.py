@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from tasks.cameras.camera_picture import camera_picture
 from tasks.cameras.conflict import GL_TO_PINHOLE, Witness, pinhole_poses
 from tasks.cameras.explanations import DepthFormat
+from tasks.cameras.finding import find
 from tasks.cameras.mistakes import find_mistake
 from tasks.cameras.refinement import Agreement, agreement, refined, turned_and_shifted
 from tasks.capture.camera import Camera
@@ -27,6 +28,7 @@ from tasks.capture.transforms import load_cameras
 from tasks.capture.views import View
 from tasks.errors import CaptureRefused, Problem
 from tasks.geometry.depth_noise import DepthNoise, measured_noise
+from tasks.progress import progress_artifact
 from tasks.settings import CameraParameters
 from tasks.stage import stage
 from tasks.store.results import StoredResult
@@ -146,9 +148,13 @@ def find_cameras(folder: Path, capture: Capture, parameters: CameraParameters, n
     """
     layout = pair(capture.entries)
     given, _ = load_cameras(layout, capture.read)
-    if parameters.mode == "find":
-        todo = "set cameras.mode to auto, given or refine"
-        raise CaptureRefused(capture.uri, [Problem(where="cameras", what="cannot be found from views yet", todo=todo)])
+    if parameters.mode == "find" or (parameters.mode == "auto" and not given.frames and needs.cameras):
+        result, views = _searched(capture, needs)
+        if result.views:
+            (folder / PICTURE).write_bytes(camera_picture(views, result.by_view()))
+        return result
+    if needs.cameras and not given.frames:
+        raise CaptureRefused(capture.uri, [_missing("the engine needs cameras")])
     source: Source = "rig" if given.rig else "given" if given.frames else "none"
     views = list(capture.views([name for name in capture.view_names if name in given.frames]))
     cameras = {view.name: view.camera for view in views if view.camera is not None}
@@ -159,8 +165,45 @@ def find_cameras(folder: Path, capture: Capture, parameters: CameraParameters, n
         stored = _format(capture, given.depth_unit, given.depth_range)
         result = _checked(capture, result, seen, stored, parameters, needs)
     if result.views:
-        (folder / PICTURE).write_bytes(camera_picture([view.camera() for view in result.views], seen, result.by_view()))
+        (folder / PICTURE).write_bytes(camera_picture(seen, result.by_view()))
     return result
+
+
+def _searched(capture: Capture, needs: Needs) -> tuple[CaptureCameras, list[View]]:
+    """Cameras found from views and depth, and the views. Raises CaptureRefused if an engine that needs them has none."""
+    views = list(capture.views())
+    with progress_artifact("find_cameras") as progress:
+        found = find(views, progress=progress)
+    left_out = tuple(LeftOut(name=name, reason=reason) for name, reason in sorted(found.left_out.items()))
+    refusal = found.refusal
+    if refusal is None and len(found.cameras) < needs.min_views:
+        examples = "; ".join(f"{view.name}: {view.reason}" for view in left_out[:2])
+        refusal = f"{len(found.cameras)} of {len(views)} views could be posed ({examples})"
+    if refusal is not None:
+        problem = _missing(f"cameras could not be found from views and depth: {refusal}")
+        if needs.cameras:
+            raise CaptureRefused(capture.uri, [problem])
+        return CaptureCameras(source="none", views=(), left_out=left_out, warnings=(problem,)), views
+    warnings = [Problem(where=view.name, what=view.reason, todo="it is left out") for view in left_out]
+    if found.ambiguous is not None:
+        todo = "compare the mesh with the object, or give cameras"
+        warnings.append(Problem(where="cameras", what=f"may be wrong: {found.ambiguous}", todo=todo))
+    placed = {name: found.cameras[name] for name in capture.view_names if name in found.cameras}
+    cameras = CaptureCameras(
+        source="found",
+        views=tuple(PlacedView.of(name, camera, "found") for name, camera in placed.items()),
+        left_out=left_out,
+        agreement=round(found.agreement, 4),
+        conflict=round(found.conflict, 4),
+        residual_m=round(found.residual_m, 6),
+        warnings=tuple(warnings),
+    )
+    return cameras, views
+
+
+def _missing(why: str) -> Problem:
+    todo = "add it (nerfstudio's convention), or write it for a known rig with `capture2mesh rig`"
+    return Problem(where=TRANSFORMS, what=f"is missing, and {why}", todo=todo)
 
 
 def _checked(

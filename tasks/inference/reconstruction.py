@@ -135,9 +135,11 @@ def infer(
     """Run the engine on the capture's views and show its progress."""
     runs = ENGINES[engine.name]
     limits = [limit for limit in (parameters.views, runs.most_views(parameters)) if limit is not None]
-    names = chosen(capture.view_names, min(limits, default=None), capture.sharpness)
+    posed = cameras.by_view()
+    named = [name for name in capture.view_names if name in posed or not runs.needs.cameras]
+    names = chosen(named, min(limits, default=None), capture.sharpness)
     with progress_artifact("infer") as progress:
-        views = list(capture.views(names, cameras.by_view()))
+        views = list(capture.views(names, posed))
         output = runs.reconstruct(views, parameters, progress)
         to_capture, registration = _placed(output, views)
     (folder / RESULT).write_bytes(output.to_safetensors())

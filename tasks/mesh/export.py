@@ -146,7 +146,7 @@ def _native(
         raise ExportFailed(f"{capture.id}: {error}") from error
     unwrapped = unwrap(simplified.vertices, simplified.faces, parameters.texture_px)
     seen = () if to_capture is None else capture.views(reconstruction.views, cameras.by_view())
-    views = [view.of(subject) for view in seen]
+    views = [view.of(subject) for view in seen if view.camera is not None]
     texture, coverage = bake(unwrapped, views, parameters.texture_px, colours)
     return _Exported(unwrapped, texture, coverage, FAST_SIMPLIFICATION, simplified.error, simplified.limit)
 
