@@ -170,7 +170,7 @@ def find_cameras(folder: Path, capture: Capture, parameters: CameraParameters, n
 
 
 def _searched(capture: Capture, needs: Needs) -> tuple[CaptureCameras, list[View]]:
-    """Cameras found from views and depth, and the views. Raises CaptureRefused if an engine that needs them has none."""
+    """Cameras found from views and depth, and the views. Raises CaptureRefused if an engine needs them, without any."""
     views = list(capture.views())
     with progress_artifact("find_cameras") as progress:
         found = find(views, progress=progress)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +24,11 @@ from tasks.geometry.depth_noise import DepthNoise
 MOST_TURN = np.radians(3.0)
 MOST_SHIFT = 0.06  # of the distance to the object
 NEIGHBOURS = 12  # views that look in the most similar direction, that each is compared with
-# From wide gates with few readings to narrow ones with many: shares of the object's size
-ROUGH, EXACT = (0.05, 0.012), (0.012, 0.006)
-ROUGH_READINGS, EXACT_READINGS = 250, 600
-ROUGH_ITERATIONS, EXACT_ITERATIONS = 8, 10
-# A camera is astray if so much of what its readings meet is in conflict, beside what is usual; it is tried again, unless
-# most are
+# From wide gates with few readings to narrow ones with many; gates are shares of the object's size
+ROUGH: dict[str, Any] = {"gates": (0.05, 0.012), "readings": 250, "iterations": 8}
+EXACT: dict[str, Any] = {"gates": (0.012, 0.006), "readings": 600, "iterations": 10}
+# A camera is astray if more of what its readings meet is in conflict than this, and so many medians of all. It is tried
+# again, unless most are
 ASTRAY, ASTRAY_MEDIANS, MOST_ASTRAY, TRIES = 0.05, 3.0, 0.5, 2
 GAIN = 1.02  # readings that agree after a refinement, in those before
 # Conflict that may be left of the one before: real sensors err alike in all views, and then cameras move to less
@@ -106,19 +106,18 @@ def refined(views: Sequence[View], witnesses: Sequence[Witness], sensor: DepthNo
         share = found.conflict / np.maximum(found.agree + found.conflict, np.finfo(float).tiny)
         return ~_within_bounds(poses, given, distance) | (share > ASTRAY + ASTRAY_MEDIANS * np.median(share))
 
-    rough = refine(surfaces, given, iterations=ROUGH_ITERATIONS, readings=ROUGH_READINGS, gates=ROUGH)
-    poses = _onto(rough.poses, given)
+    poses = refine(surfaces, given, **ROUGH).poses
+    poses = _onto(refine(surfaces, poses, **EXACT).poses, given)
     for _ in range(TRIES):
         lost = astray(poses)
         if not lost.any() or lost.mean() > MOST_ASTRAY:
             break
-        # they start again from where they were given, among the others
+        # they start again from where they were given, among the others, which stay
         poses = _onto(poses, given, ~lost)
-        start, fixed = np.where(lost[:, None, None], given, poses), np.flatnonzero(~lost).tolist()
-        again = refine(surfaces, start, fixed=fixed, iterations=ROUGH_ITERATIONS, readings=ROUGH_READINGS, gates=ROUGH)
-        poses = again.poses
-    exact = refine(surfaces, poses, iterations=EXACT_ITERATIONS, readings=EXACT_READINGS, gates=EXACT)
-    poses = _onto(exact.poses, given)
+        fixed = np.flatnonzero(~lost).tolist()
+        again = refine(surfaces, np.where(lost[:, None, None], given, poses), fixed=fixed, **ROUGH)
+        poses = refine(surfaces, again.poses, fixed=fixed, **EXACT).poses
+    poses = _onto(poses, given)
     kept = _within_bounds(poses, given, distance)
     for _ in range(2):
         tried = np.where(kept[:, None, None], poses, given)

@@ -142,7 +142,6 @@ def _cases() -> list[Any]:
         "no views": ({CAMERAS: GOOD[CAMERAS]}, "views/", "0 view(s)"),
         "copied view": (GOOD | {VIEW: GOOD["views/view_000.png"]}, VIEW, "same pixels as views/view_000.png"),
         "one name twice": (GOOD | {"views/view_001.jpg": GOOD[VIEW]}, "views/view_001.jpg", "shares its name"),
-        "no cameras": (without(GOOD, CAMERAS), CAMERAS, "is missing"),
         "no frames": (edited(GOOD, frames=[]), VIEW, "no camera"),
         "bomb": (GOOD | {VIEW: _bomb()}, VIEW, "more than the"),
         "principal point": (edited(GOOD, cx=1000.0), VIEW, "principal point"),
@@ -185,10 +184,14 @@ def test_one_fault_is_told_once() -> None:
     for content in (
         GOOD | {VIEW: b""},
         without(GOOD, DEPTH),
-        without(GOOD, CAMERAS),
         GOOD | {DEPTH: GOOD[DEPTH][:-30]},
     ):
         assert len(problems_of(content)) == 1
+
+
+def test_cameras_that_are_not_given_are_no_fault() -> None:
+    """The stage find_cameras finds them."""
+    assert not report(without(GOOD, CAMERAS)).has_cameras
 
 
 def test_all_faults_are_told_together() -> None:
