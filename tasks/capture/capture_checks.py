@@ -27,10 +27,6 @@ _THREADS = 2
 _BLURRED_SHARE = 0.15
 # Photographs have 400 to 1600 grey levels squared, and 2 to 5 after a blur of 3 pixels; so have plain surfaces.
 _SHARPNESS_FLOOR = 4.0
-# If the cameras go around the object, two views see its middle at places that differ by less than this share of the
-# cameras' distance from it; with inverted axes they differ by twice that distance.
-_STRAY_SHARE = 0.8
-_MEETING_VIEWS = 3
 # Two cameras are the same if all elements of their matrices (metres and cosines) differ by less than this.
 _SAME_CAMERA = 1e-6
 # From this share of views with the camera of another one on, the poses are not of these pictures.
@@ -119,7 +115,7 @@ def examine(
     problems += _check_orientation(facts)
     same = _check_same_camera(facts)
     (problems if needs.cameras and len(same) >= _STILL_SHARE * len(facts) else warnings).extend(same)
-    warnings += alike + _check_blur(facts) + _check_meeting(facts)
+    warnings += alike + _check_blur(facts)
     if problems:  # a file of a format that is not read is often why something else is missing
         raise CaptureRefused(capture, [*problems, *ignored])
     report = CaptureReport(
@@ -186,10 +182,10 @@ def _ignored(path: str) -> Problem:
 
 
 def _check_cameras_are_there(layout: Layout) -> list[Problem]:
+    """Views that were forgotten in the file of the cameras; if none has a pose, the cameras are found."""
     cameras = layout.cameras
-    if not cameras.source:
-        todo = "add it (nerfstudio's convention), or write it for a known rig with `capture2mesh rig`"
-        return [Problem(where=TRANSFORMS, what="is missing, and the engine needs cameras", todo=todo)]
+    if not cameras.frames:
+        return []
     return [
         Problem(where=view.image, what=f"has no camera in {cameras.source}", todo="add its frame, or remove the view")
         for view in layout.views
@@ -282,21 +278,6 @@ def _check_same_camera(facts: Sequence[Facts]) -> list[Problem]:
 def _relative(view: Facts) -> Problem:
     todo = f"give depth_near and depth_far in {TRANSFORMS}, or save it with 16 bits"
     return Problem(where=view.depth_path or view.path, what="is 8-bit grey, which gives no distance", todo=todo)
-
-
-def _check_meeting(facts: Sequence[Facts]) -> list[Problem]:
-    """Views that put the object at another place than the others do, because of wrong camera axes or depth units."""
-    known = [(view, view.object_point) for view in facts if view.object_point is not None]
-    if len(known) < _MEETING_VIEWS:
-        return []
-    points = np.array([point for _, point in known])
-    distances = [np.linalg.norm(view.camera.centre - point) for view, point in known if view.camera is not None]
-    strays = np.linalg.norm(points - np.median(points, axis=0), axis=1) > _STRAY_SHARE * np.median(distances)
-    if not strays.any():
-        return []
-    names = ", ".join(view.report.name for (view, _), stray in zip(known, strays, strict=True) if stray)
-    todo = f"check the camera axes (OpenGL: looking along -z) and depth_unit_scale_factor in {TRANSFORMS}"
-    return [Problem(where=TRANSFORMS, what=f"puts the object elsewhere in {names} than in the other views", todo=todo)]
 
 
 def _with_verdict(view: Facts, warnings: Sequence[Problem]) -> ViewReport:

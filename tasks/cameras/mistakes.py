@@ -1,0 +1,178 @@
+"""The mistake in a capture's cameras or depth: of the usual ones, the one without which the views agree.
+
+The stage `find_cameras` asks for it where the given cameras contradict the depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tasks.cameras.conflict import Floats, compare, inverse
+from tasks.cameras.explanations import DepthFormat, Explanation, Told, as_given, explanations
+from tasks.capture.views import View
+
+VIEWS = 12  # that are tried, evenly spread over the capture
+NEIGHBOURS = 2  # in the views' order, to either side, that each is compared with
+
+
+@dataclass(frozen=True)
+class Look:
+    """How closely views are compared."""
+
+    points: int
+    """Readings of a view"""
+    slack: float
+    """Allowed beside the noise, metres per metre of distance"""
+    step: float
+    """Between two factors of the depth"""
+
+
+COARSE, FAIR, CLOSE = Look(20, 0.03, 0.03), Look(60, 0.01, 0.006), Look(150, 0.0, 0.0002)
+LOOKS = (FAIR, Look(60, 0.003, 0.002), Look(60, 0.001, 0.0007), CLOSE)
+STEPS = 8  # to either side of the best factor so far
+PROMISING = 0.8  # of the best quality so far: such an explanation is looked at closely
+CERTAIN = 0.02  # with so little conflict no other explanation is tried
+# nor with this much, if there was so little agreement without it: it is not a matter of precision then
+LIKELY, WITHOUT = 0.25, 0.02
+ROUNDS = 7  # of a search close to an explanation
+# Given cameras are suspect with less agreement than this, or with more conflict, as shares of what agrees or conflicts
+SUSPECT_AGREEMENT = 0.1
+SUSPECT_CONFLICT, SUSPECT_CONFLICT_CLOSE = 0.1, 0.3
+# An explanation holds if so many readings agree, so many times more than as given, with so little of the conflict
+MIN_AGREEMENT = 0.1
+MOST_CONFLICT = 0.4
+GAIN = 1.25
+LEFT = 0.6
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """How well the views agree under an explanation, with one factor of the depth."""
+
+    explanation: Explanation
+    """The explanation"""
+    factor: float
+    """Of all depth"""
+    agree: float
+    """Share of the readings that another view confirms, mean over pairs of views"""
+    conflict: float
+    """Share that another view contradicts"""
+
+    @property
+    def quality(self) -> float:
+        """Higher is better."""
+        return self.agree - self.conflict
+
+    @property
+    def contradicted(self) -> float:
+        """Share of the conflict in all that is confirmed or contradicted; 1 if nothing is."""
+        return self.conflict / (self.agree + self.conflict) if self.agree + self.conflict else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """An explanation with the factor of the depth that suits it best."""
+
+    close: Judged
+    """Within the sensor's noise"""
+    fair: Judged
+    """With some slack: real cameras and sensors are not exact"""
+
+    @property
+    def quality(self) -> float:
+        """Higher is better."""
+        return self.close.quality + self.fair.quality
+
+
+def find_mistake(views: Sequence[View], stored: DepthFormat) -> Told:
+    """What is wrong and what to do; None if the views agree as they are, or no usual mistake explains it.
+
+    Every view has a camera and depth.
+    """
+    chosen = [views[index] for index in _spread(len(views))]
+    if len(chosen) < 2:
+        return None
+    given = as_given(chosen)
+    now = _found(judged(given, given.factors, CLOSE))
+    if now.fair.agree > SUSPECT_AGREEMENT and (
+        now.fair.contradicted < SUSPECT_CONFLICT and now.close.contradicted < SUSPECT_CONFLICT_CLOSE
+    ):
+        return None
+    gross = now.fair.agree < WITHOUT
+
+    def holds(found: Found) -> bool:
+        better = found.close.agree >= GAIN * now.close.agree
+        better &= gross or found.close.contradicted <= LEFT * now.close.contradicted
+        return better and found.fair.agree >= MIN_AGREEMENT and found.fair.contradicted <= MOST_CONFLICT
+
+    best, promising = now, MIN_AGREEMENT
+    for explanation in explanations(chosen, given, stored):
+        first = judged(explanation, explanation.factors, COARSE)
+        if first.quality < promising and not explanation.finer():
+            continue
+        promising = max(promising, PROMISING * first.quality)
+        best = max(best, _closer(first), key=lambda each: each.quality)
+        if best is not now and best.close.contradicted < (LIKELY if gross else CERTAIN) and holds(best):
+            break
+    return best.close.explanation.told(best.close.factor) if holds(best) else None
+
+
+def judged(explanation: Explanation, factors: Floats, look: Look) -> Judged:
+    """The best of several factors of the depth.
+
+    To scale all depth is the same as to scale the way between the cameras back.
+    """
+    agree, conflict = np.zeros(len(factors)), np.zeros(len(factors))
+    witnesses, poses = explanation.witnesses, explanation.poses
+    pairs = _pairs(len(witnesses))
+    for one, other in pairs:
+        motions = np.repeat((inverse(poses[other]) @ poses[one])[None], len(factors), axis=0)
+        motions[:, :3, 3] /= factors[:, None]
+        some = witnesses[one].thinned(look.points)
+        seen = compare(some, witnesses[other], motions, look.slack * some.depth)
+        agree += seen.agree.mean(axis=1) / len(pairs)
+        conflict += seen.conflict.mean(axis=1) / len(pairs)
+    best = _middle_of_best(agree - conflict)
+    return Judged(explanation, float(factors[best]), float(agree[best]), float(conflict[best]))
+
+
+def _found(close: Judged) -> Found:
+    return Found(close, judged(close.explanation, np.array([close.factor]), FAIR))
+
+
+def _closer(found: Judged) -> Found:
+    """The same explanation, or one close to it, with its factor found exactly."""
+    for number in range(ROUNDS):
+        look = LOOKS[number * len(LOOKS) // ROUNDS]
+        near = [judged(each, each.factors, look) for each in found.explanation.finer()]
+        found = max(near, key=lambda each: each.quality, default=found)
+    for look in LOOKS:
+        reach = STEPS if len(found.explanation.factors) > 1 else 0
+        steps = np.arange(-reach, reach + 1, dtype=np.float64)
+        found = judged(found.explanation, found.factor * (1 + look.step) ** steps, look)
+    return _found(found)
+
+
+def _middle_of_best(quality: Floats) -> int:
+    """Index in the middle of the run of values about as good as the best one."""
+    best = int(np.argmax(quality))
+    good = quality >= quality[best] - 0.01 * abs(quality[best])
+    first, last = best, best
+    while first > 0 and good[first - 1]:
+        first -= 1
+    while last + 1 < len(good) and good[last + 1]:
+        last += 1
+    return (first + last) // 2
+
+
+def _pairs(count: int) -> list[tuple[int, int]]:
+    steps = [step for step in range(-NEIGHBOURS, NEIGHBOURS + 1) if step]
+    return sorted({(one, (one + step) % count) for one in range(count) for step in steps if step % count})
+
+
+def _spread(count: int) -> list[int]:
+    indices: list[int] = np.unique(np.linspace(0, count - 1, min(count, VIEWS)).round().astype(int)).tolist()
+    return indices
