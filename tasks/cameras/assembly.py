@@ -131,7 +131,7 @@ class Assembly:
         """Take out views until few contradict each other; returns them, the worst first."""
         views, conflicts = list(self.posed), self.evidence.conflicts(self.posed)
         over = np.where(conflicts > self.limit, conflicts, 0.0)
-        gone = []
+        gone: list[int] = []
         # single pairs that contradict come from noise; a wrong view contradicts many
         while len(views) - len(gone) > 2 and (over > 0).sum(axis=1).max() > max(1, (len(views) - len(gone)) // 10):
             worst = int(over.sum(axis=1).argmax())

@@ -18,7 +18,7 @@ from tasks.cameras.features import Features, features, matches
 from tasks.cameras.focal import found_zoom
 from tasks.cameras.pairs import Hypothesis, Pair, conflict_limit, pair_hypotheses, turned
 from tasks.cameras.second_solutions import ENOUGH_VIEWS, second_solution, slides, turned_poses
-from tasks.cameras.surface_views import SurfaceView, object_size, surface_views
+from tasks.cameras.surface_views import SurfaceView, intrinsics, object_size, surface_views
 from tasks.cameras.world_frame import world_of
 from tasks.capture.camera import Camera
 from tasks.capture.views import View
@@ -144,9 +144,8 @@ def _words(found: Sequence[Features], vocabulary: int = 512) -> Floats:
     rng = np.random.default_rng(0)
     everything = np.concatenate([each.descriptors for each in found])
     words = everything[rng.choice(len(everything), min(vocabulary, len(everything)), replace=False)]
-    counts = np.stack(
-        [np.bincount((each.descriptors @ words.T).argmax(axis=1), minlength=len(words)) for each in found]
-    )
+    nearest = [(each.descriptors @ words.T).argmax(axis=1) for each in found]
+    counts = np.stack([np.bincount(each, minlength=len(words)) for each in nearest])
     rarity = np.log(len(found) / np.maximum((counts > 0).sum(axis=0), 1))
     weighed = np.sqrt(counts) * rarity
     return weighed / np.maximum(np.linalg.norm(weighed, axis=1, keepdims=True), 1e-9)
@@ -188,9 +187,8 @@ def _check(assembly: Assembly, hypotheses: Sequence[Hypothesis]) -> None:
     for turn in range(CHECKS):
         assembly.refine(CHECK_ITERATIONS, CHECK_READINGS, CHECK_GATES, SETTLED_SLACK)
         gone = assembly.purge()
-        added = [
-            view for view in _missing(assembly) if len(assembly.posed) >= 2 and _rescued(assembly, hypotheses, view)
-        ]
+        missing = [view for view in range(len(assembly.surfaces)) if view not in assembly.posed]
+        added = [view for view in missing if len(assembly.posed) >= 2 and _rescued(assembly, hypotheses, view)]
         moved = [] if turn else _turned_right(assembly)
         if not (gone or added or moved):
             break
@@ -201,17 +199,15 @@ def _check(assembly: Assembly, hypotheses: Sequence[Hypothesis]) -> None:
             del assembly.posed[view]
 
 
-def _missing(assembly: Assembly) -> list[int]:
-    return [view for view in range(len(assembly.surfaces)) if view not in assembly.posed]
-
-
 def _rescued(assembly: Assembly, hypotheses: Sequence[Hypothesis], view: int) -> bool:
     """Pose a missing view by all of its pairs, or by what they become when they are turned about the object."""
     posed = assembly.posed
-    proposals = [posed[each.other] @ each.motion for each in hypotheses if each.one == view and each.other in posed]
-    proposals += [
-        posed[each.one] @ inverse(each.motion) for each in hypotheses if each.other == view and each.one in posed
-    ]
+    proposals = []
+    for each in sorted(hypotheses, key=lambda each: -pair_quality(each, assembly.limit)):
+        if each.one == view and each.other in posed:
+            proposals.append(posed[each.other] @ each.motion)
+        elif each.other == view and each.one in posed:
+            proposals.append(posed[each.one] @ inverse(each.motion))
     if not proposals:
         return False
     candidates = np.stack(proposals[:PROPOSALS])
@@ -279,12 +275,13 @@ def _told(
     world, _ = world_of([assembly.surfaces[view] for view in posed], poses, assembly.zoom)
     cameras = {}
     for view, pose in zip(posed, world @ poses, strict=True):
-        height, width = views[view].image.shape[:2]
+        camera = intrinsics(views[view])
         cameras[views[view].name] = replace(
-            assembly.surfaces[view].zoomed_camera(assembly.zoom), camera_to_world=pose @ GL_TO_PINHOLE
-        ).resized(width, height)
-        if views[view].camera is not None:  # with its distortion, which the surface is free of
-            cameras[views[view].name] = replace(views[view].camera, camera_to_world=pose @ GL_TO_PINHOLE)
+            camera,
+            fl_x=camera.fl_x * assembly.zoom,
+            fl_y=camera.fl_y * assembly.zoom,
+            camera_to_world=pose @ GL_TO_PINHOLE,
+        )
     return FoundCameras(
         cameras,
         dict(left_out),
