@@ -51,9 +51,7 @@ def degrees_off(views: Sequence[View], found: FoundCameras) -> np.ndarray:
     for view in views:
         if view.name in found.cameras:
             assert view.camera is not None
-            relative.append(
-                view.camera.camera_to_world[:3, :3] @ found.cameras[view.name].camera_to_world[:3, :3].T
-            )
+            relative.append(view.camera.camera_to_world[:3, :3] @ found.cameras[view.name].camera_to_world[:3, :3].T)
     middle = Rotation.from_matrix(relative).mean()
     return np.degrees((Rotation.from_matrix(relative) * middle.inv()).magnitude())
 
