@@ -18,6 +18,7 @@ Floats = NDArray[np.float64]
 GROWING_SLACK, SETTLED_SLACK = 0.008, 0.006  # of the evidence, in sizes of the object
 LEAST_SUPPORT = 0.15  # of a camera: agreement, less what has other colours
 WITNESSES = 32  # posed views that judge a candidate, at most: time must not grow with their square
+MANY_CANDIDATES, ROUGH_WITNESSES = 60, 8  # of so many candidates, fewer views judge first
 SETTLING_VIEWS = 8  # that a candidate is refined against
 SETTLING_READINGS, SETTLING_ITERATIONS, SETTLING_GATES = 250, 6, (0.025, 0.008)
 JOINT_READINGS, JOINT_ITERATIONS, JOINT_GATES = 300, 5, (0.02, 0.008)
@@ -86,11 +87,11 @@ class Assembly:
     def judge(self, view: int, candidates: Floats) -> Verdict:
         """The verdict of the posed views about candidates (k, 4, 4) for another one."""
         others = {other: pose for other, pose in self.posed.items() if other != view}
-        if len(others) > WITNESSES:
+        if len(candidates) > MANY_CANDIDATES:
+            others = {other: others[other] for other in _spread(list(others), ROUGH_WITNESSES)}
+        elif len(others) > WITNESSES:
             near = nearest(candidates[0], others, WITNESSES // 2)
-            step = len(others) / (WITNESSES // 2)
-            spread = [list(others)[int(k * step)] for k in range(WITNESSES // 2)]
-            others = {other: others[other] for other in dict.fromkeys([*near, *spread])}
+            others = {other: others[other] for other in {*near, *_spread(list(others), WITNESSES // 2)}}
         return self.evidence.view(view, candidates, others)
 
     def settle(self, view: int, candidate: Floats) -> Floats:
@@ -131,7 +132,7 @@ class Assembly:
         """Take out views until few contradict each other; returns them, the worst first."""
         views, conflicts = list(self.posed), self.evidence.conflicts(self.posed)
         over = np.where(conflicts > self.limit, conflicts, 0.0)
-        gone = []
+        gone: list[int] = []
         # single pairs that contradict come from noise; a wrong view contradicts many
         while len(views) - len(gone) > 2 and (over > 0).sum(axis=1).max() > max(1, (len(views) - len(gone)) // 10):
             worst = int(over.sum(axis=1).argmax())
@@ -150,6 +151,11 @@ def pair_quality(hypothesis: Hypothesis, limit: float) -> float:
     """One number to compare pairs by."""
     verdict = Verdict(np.array([1.0]), np.array([hypothesis.conflict]), np.array([1 - hypothesis.support]))
     return float(verdict.quality(limit)[0])
+
+
+def _spread(views: list[int], most: int) -> list[int]:
+    """Some of the views, evenly chosen."""
+    return views[:: max(1, -(-len(views) // most))]
 
 
 def nearest(pose: Floats, others: Mapping[int, Floats], count: int) -> list[int]:

@@ -18,11 +18,12 @@ from tasks.cameras.features import Features, features, matches
 from tasks.cameras.focal import found_zoom
 from tasks.cameras.pairs import Hypothesis, Pair, conflict_limit, pair_hypotheses, turned
 from tasks.cameras.second_solutions import ENOUGH_VIEWS, second_solution, slides, turned_poses
-from tasks.cameras.surface_views import SurfaceView, object_size, surface_views
+from tasks.cameras.still_background import without_still_background
+from tasks.cameras.surface_views import SurfaceView, intrinsics, object_size, surface_views
 from tasks.cameras.world_frame import world_of
 from tasks.capture.camera import Camera
 from tasks.capture.views import View
-from tasks.geometry.depth_noise import DepthNoise
+from tasks.geometry.depth_noise import DepthNoise, measured_noise
 
 Floats = NDArray[np.float64]
 Progress = Callable[[float, str], None]
@@ -43,6 +44,7 @@ ALL_PAIRS = 40  # views, of which all pairs are matched; of more, similar ones a
 SIMILAR, FOLLOWING = 12, 3
 STILL_TURN, STILL_SHIFT = np.radians(1.0), 0.01  # cameras that move by less, and by less of their distance, stand still
 AMBIGUOUS_MARGIN = 0.1  # of the support, that a second solution loses at least where the first one is certain
+MOST_DOUBTED = 8  # views, evenly chosen, whose second solutions are tried
 AMBIGUOUS_SHARE = 0.15  # of the views without such a margin, or that slide, from which a capture is ambiguous
 
 
@@ -71,7 +73,7 @@ class FoundCameras:
     margin: float
     """Support that the second, different solution loses, as a share, its median over views"""
     unconstrained: tuple[str, ...]
-    """Views that can be moved without any loss: planes that slide, bodies of revolution that turn"""
+    """Views, of those that were tried, that can be moved without any loss: on planes, on bodies of revolution"""
     object_moves: bool | None
     """True if the object turned before a still background, False if the cameras moved; None: no background is seen"""
 
@@ -91,6 +93,10 @@ def find(views: Sequence[View], sensor: DepthNoise | None = None, progress: Prog
         return _refused(left_out, f"{len(views)} views have depth, {LEAST_VIEWS} are needed", known)
     if not known:
         views = [replace(view, camera=None) for view in views]
+    sensor = sensor or measured_noise([view.depth for view in views if view.depth is not None])
+    masked = any(view.has_mask for view in views)
+    turning = without_still_background(views, sensor)
+    views = turning or views
     rng = np.random.default_rng(0)
     tell(0.0, "features")
     surfaces = surface_views(views, sensor)
@@ -115,11 +121,12 @@ def find(views: Sequence[View], sensor: DepthNoise | None = None, progress: Prog
         return _refused(left_out, why, known)
     tell(0.8, "refinement")
     refined = assembly.refine(LAST_ITERATIONS, LAST_READINGS, LAST_GATES, SETTLED_SLACK)
-    if _still(assembly) and not any(view.has_mask for view in views):
-        why = "no camera moves: the object turned before a still background? Cut it out (alpha), or give cameras"
+    if _still(assembly):
+        why = "no camera moves: if the object turned before a still background, cut it out (alpha)"
         return _refused(left_out, why, known)
     tell(0.9, "second solutions")
-    return _told(assembly, views, left_out, refined.residual_m, known)
+    moves = True if turning is not None else None if masked else False
+    return _told(assembly, views, left_out, refined.residual_m, known, moves)
 
 
 def candidate_pairs(found: Sequence[Features]) -> list[Pair]:
@@ -144,9 +151,8 @@ def _words(found: Sequence[Features], vocabulary: int = 512) -> Floats:
     rng = np.random.default_rng(0)
     everything = np.concatenate([each.descriptors for each in found])
     words = everything[rng.choice(len(everything), min(vocabulary, len(everything)), replace=False)]
-    counts = np.stack(
-        [np.bincount((each.descriptors @ words.T).argmax(axis=1), minlength=len(words)) for each in found]
-    )
+    nearest = [(each.descriptors @ words.T).argmax(axis=1) for each in found]
+    counts = np.stack([np.bincount(each, minlength=len(words)) for each in nearest])
     rarity = np.log(len(found) / np.maximum((counts > 0).sum(axis=0), 1))
     weighed = np.sqrt(counts) * rarity
     return weighed / np.maximum(np.linalg.norm(weighed, axis=1, keepdims=True), 1e-9)
@@ -188,9 +194,8 @@ def _check(assembly: Assembly, hypotheses: Sequence[Hypothesis]) -> None:
     for turn in range(CHECKS):
         assembly.refine(CHECK_ITERATIONS, CHECK_READINGS, CHECK_GATES, SETTLED_SLACK)
         gone = assembly.purge()
-        added = [
-            view for view in _missing(assembly) if len(assembly.posed) >= 2 and _rescued(assembly, hypotheses, view)
-        ]
+        missing = [view for view in range(len(assembly.surfaces)) if view not in assembly.posed]
+        added = [view for view in missing if len(assembly.posed) >= 2 and _rescued(assembly, hypotheses, view)]
         moved = [] if turn else _turned_right(assembly)
         if not (gone or added or moved):
             break
@@ -201,17 +206,15 @@ def _check(assembly: Assembly, hypotheses: Sequence[Hypothesis]) -> None:
             del assembly.posed[view]
 
 
-def _missing(assembly: Assembly) -> list[int]:
-    return [view for view in range(len(assembly.surfaces)) if view not in assembly.posed]
-
-
 def _rescued(assembly: Assembly, hypotheses: Sequence[Hypothesis], view: int) -> bool:
     """Pose a missing view by all of its pairs, or by what they become when they are turned about the object."""
     posed = assembly.posed
-    proposals = [posed[each.other] @ each.motion for each in hypotheses if each.one == view and each.other in posed]
-    proposals += [
-        posed[each.one] @ inverse(each.motion) for each in hypotheses if each.other == view and each.one in posed
-    ]
+    proposals = []
+    for each in sorted(hypotheses, key=lambda each: -pair_quality(each, assembly.limit)):
+        if each.one == view and each.other in posed:
+            proposals.append(posed[each.other] @ each.motion)
+        elif each.other == view and each.one in posed:
+            proposals.append(posed[each.one] @ inverse(each.motion))
     if not proposals:
         return False
     candidates = np.stack(proposals[:PROPOSALS])
@@ -259,32 +262,39 @@ def _reason(view: int, hypotheses: Sequence[Hypothesis], limit: float) -> str:
 
 
 def _told(
-    assembly: Assembly, views: Sequence[View], left_out: Mapping[str, str], residual: float, known: bool
+    assembly: Assembly,
+    views: Sequence[View],
+    left_out: Mapping[str, str],
+    residual: float,
+    known: bool,
+    moves: bool | None,
 ) -> FoundCameras:
     """The cameras in their world, with the evidence for and against them."""
     posed = list(assembly.posed)
     poses = np.stack([assembly.posed[view] for view in posed])
     verdicts = [assembly.judge(view, assembly.posed[view][None]) for view in posed]
-    seconds = [second_solution(assembly, view) for view in posed]
-    free = tuple(views[view].name for view in posed if slides(assembly, view))
+    doubted = posed[:: -(-len(posed) // MOST_DOUBTED)]
+    seconds = [second_solution(assembly, view) for view in doubted]
+    free = tuple(views[view].name for view in doubted if slides(assembly, view))
     doubtful = [second for second in seconds if second.margin < AMBIGUOUS_MARGIN]
     ambiguous = None
-    if len(free) > AMBIGUOUS_SHARE * len(posed):
-        ambiguous = f"{len(free)} of {len(posed)} views can be moved along the surface and fit as well as before"
-    elif len(doubtful) > AMBIGUOUS_SHARE * len(posed):
+    if len(free) > AMBIGUOUS_SHARE * len(doubted):
+        ambiguous = f"{len(free)} of {len(doubted)} views can be moved along the surface and fit as well as before"
+    elif len(doubtful) > AMBIGUOUS_SHARE * len(doubted):
         angle = float(np.median([second.turn_deg for second in doubtful]))
         ambiguous = (
-            f"{len(doubtful)} of {len(posed)} views fit about as well when they are turned by {angle:.0f} degrees"
+            f"{len(doubtful)} of {len(doubted)} views fit about as well when they are turned by {angle:.0f} degrees"
         )
     world, _ = world_of([assembly.surfaces[view] for view in posed], poses, assembly.zoom)
     cameras = {}
     for view, pose in zip(posed, world @ poses, strict=True):
-        height, width = views[view].image.shape[:2]
+        camera = intrinsics(views[view])
         cameras[views[view].name] = replace(
-            assembly.surfaces[view].zoomed_camera(assembly.zoom), camera_to_world=pose @ GL_TO_PINHOLE
-        ).resized(width, height)
-        if views[view].camera is not None:  # with its distortion, which the surface is free of
-            cameras[views[view].name] = replace(views[view].camera, camera_to_world=pose @ GL_TO_PINHOLE)
+            camera,
+            fl_x=camera.fl_x * assembly.zoom,
+            fl_y=camera.fl_y * assembly.zoom,
+            camera_to_world=pose @ GL_TO_PINHOLE,
+        )
     return FoundCameras(
         cameras,
         dict(left_out),
@@ -297,5 +307,5 @@ def _told(
         float(np.median([verdict.conflict[0] for verdict in verdicts])),
         float(np.median([second.margin for second in seconds])),
         free,
-        None if any(view.has_mask for view in views) else False,
+        moves,
     )

@@ -1,4 +1,4 @@
-"""The focal length of a capture whose cameras are not known: the one under which pairs of views fit. `finding` calls it.
+"""The focal length of a capture without cameras: the one under which pairs of views fit. `finding` calls it.
 
 A wrong focal length bends every surface, so that a view turned against another one contradicts it; views from the same
 direction fit under any.

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from tasks.cameras.assembly import Assembly
 from tasks.cameras.joint_refinement import refine
 from tasks.cameras.pairs import assembled, turned
-from tasks.cameras.surface_views import object_size
+from tasks.cameras.surface_views import merged, object_size
 
 Floats = NDArray[np.float64]
 
@@ -42,7 +42,9 @@ class SecondSolution:
 
 def turned_poses(assembly: Assembly, pose: Floats, turns: int = TURNS) -> Floats:
     """The poses (k, 4, 4) that a pose becomes when it is turned about the axes of the object."""
-    points, normals = _cloud(assembly)
+    posed = list(assembly.posed)
+    surfaces = [assembly.surfaces[view] for view in posed]
+    points, normals = merged(surfaces, [assembly.posed[view] for view in posed], assembly.zoom, READINGS)
     middle, low, high = points.mean(axis=0), *np.percentile(points, (1, 99), axis=0)
     axes = [_axis_of_revolution(points - middle, normals)]
     centres = [axes[0][1] + middle]
@@ -113,16 +115,6 @@ def slides(assembly: Assembly, view: int) -> bool:
 def _same(one: Floats, other: Floats, size: float) -> bool:
     apart = np.linalg.norm(one[:3, 3] - other[:3, 3])
     return turned(one[:3, :3], other[:3, :3]) < OTHER_TURN and bool(apart < OTHER_SHIFT * size)
-
-
-def _cloud(assembly: Assembly) -> tuple[Floats, Floats]:
-    """Points and normals (k, 3) of all posed views."""
-    points, normals = [], []
-    for view, pose in assembly.posed.items():
-        surface, turn = assembly.surfaces[view], pose[:3, :3].T
-        points.append(surface.points(assembly.zoom, READINGS) @ turn + pose[:3, 3])
-        normals.append(surface.sample_normals(assembly.zoom, READINGS) @ turn)
-    return np.concatenate(points), np.concatenate(normals)
 
 
 def _axis_of_revolution(points: Floats, normals: Floats) -> tuple[Floats, Floats]:

@@ -39,7 +39,7 @@ class Paint:
     step: int
     """Pixels of the view between two of them"""
 
-    def at(self, position: Floats) -> tuple[Floats, Floats]:
+    def at(self, position: NDArray[np.floating]) -> tuple[Floats, Floats]:
         """Colours (k, 3) at positions (k, 2) in the view's pixels, and their change along x and y, (k, 3, 2)."""
         height, width = self.levels.shape[:2]
         place = position / self.step
@@ -110,7 +110,13 @@ class SurfaceView:
         return replace(self.camera, fl_x=self.camera.fl_x * zoom, fl_y=self.camera.fl_y * zoom)
 
 
-def lifted(camera: Camera, x: Floats, y: Floats, depth: NDArray[np.floating], zoom: float = 1.0) -> Floats:
+def lifted(
+    camera: Camera,
+    x: NDArray[np.floating],
+    y: NDArray[np.floating],
+    depth: NDArray[np.floating],
+    zoom: float = 1.0,
+) -> Floats:
     """Points (n, 3) in a camera's pinhole axes, metres, of depth readings (n,) at pixel positions."""
     z = np.asarray(depth, np.float64)
     return np.column_stack([(x - camera.cx) / (camera.fl_x * zoom) * z, (y - camera.cy) / (camera.fl_y * zoom) * z, z])
@@ -141,6 +147,16 @@ def object_size(surfaces: Sequence[SurfaceView], zoom: float = 1.0) -> float:
     """Diagonal of what a view shows, typically, metres."""
     extents = [np.ptp(np.percentile(surface.points(zoom), EXTREMES, axis=0), axis=0) for surface in surfaces]
     return float(np.median([np.linalg.norm(extent) for extent in extents]))
+
+
+def merged(
+    surfaces: Sequence[SurfaceView], poses: Sequence[Floats] | Floats, zoom: float, count: int
+) -> tuple[Floats, Floats]:
+    """Points, metres, and normals (k, 3) of all views, `count` of each. poses: (n, 4, 4) camera-to-world, pinhole."""
+    pairs = list(zip(surfaces, poses, strict=True))
+    points = [surface.points(zoom, count) @ pose[:3, :3].T + pose[:3, 3] for surface, pose in pairs]
+    normals = [surface.sample_normals(zoom, count) @ pose[:3, :3].T for surface, pose in pairs]
+    return np.concatenate(points), np.concatenate(normals)
 
 
 def intrinsics(view: View) -> Camera:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.cameras.pairs import assembled
-from tasks.cameras.surface_views import SurfaceView, object_size
+from tasks.cameras.surface_views import SurfaceView, merged, object_size
 
 Floats = NDArray[np.float64]
 
@@ -26,12 +26,7 @@ def world_of(surfaces: Sequence[SurfaceView], poses: Floats, zoom: float) -> tup
 
     poses: (n, 4, 4) camera-to-world in pinhole axes. Without a plane under the object, up is the cameras' mean.
     """
-    points = np.concatenate(
-        [surface.points(zoom, READINGS) @ pose[:3, :3].T + pose[:3, 3] for surface, pose in zip(surfaces, poses)]
-    )
-    normals = np.concatenate(
-        [surface.sample_normals(zoom, READINGS) @ pose[:3, :3].T for surface, pose in zip(surfaces, poses)]
-    )
+    points, normals = merged(surfaces, poses, zoom, READINGS)
     up = -poses[:, :3, 1].mean(axis=0)
     length = float(np.linalg.norm(up))
     up = up / length if length > 0 else np.array([0.0, 0.0, 1.0])
@@ -47,11 +42,6 @@ def world_of(surfaces: Sequence[SurfaceView], poses: Floats, zoom: float) -> tup
         level = turned[normals @ plane > LEVEL]
         foot = float(np.median(level[:, 2]))
     return assembled(upright, -np.array([middle[0], middle[1], foot])), plane is not None
-
-
-def in_world(world: Floats, poses: Floats) -> Floats:
-    """Poses (n, 4, 4) after the motion into the world."""
-    return world @ poses
 
 
 def _level_plane(points: Floats, normals: Floats, up: Floats, thickness: float) -> Floats | None:
