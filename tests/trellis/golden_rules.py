@@ -56,7 +56,7 @@ GAUSSIAN_ROWS, FEATURE_ROWS = slice(None, None, 61), slice(None, None, 499)
 
 def values(name: str, *shape: int) -> Tensor:
     """Normal values that the name decides, fp32; numpy keeps the stream of RandomState for ever."""
-    random = np.random.RandomState(zlib.crc32(name.encode()))  # noqa: NPY002
+    random = np.random.RandomState(zlib.crc32(name.encode()))
     return torch.from_numpy(random.standard_normal(shape).astype(np.float32))
 
 
@@ -74,7 +74,7 @@ def weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def occupied(name: str, side: int, share: float) -> Tensor:
     """About this share of a grid's cells, (N, 3) int64, in lexicographic order."""
-    random = np.random.RandomState(zlib.crc32(name.encode()))  # noqa: NPY002
+    random = np.random.RandomState(zlib.crc32(name.encode()))
     return torch.from_numpy(random.rand(side, side, side) < share).nonzero()
 
 

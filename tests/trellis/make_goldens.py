@@ -48,7 +48,7 @@ class DenseConv(nn.Module):
 class DenseTensor:
     """spconv's SparseConvTensor."""
 
-    def __init__(self, features: Tensor, indices: Tensor, spatial_shape: Any, batch_size: int, *_: Any, **__: Any) -> None:
+    def __init__(self, features: Tensor, indices: Tensor, spatial_shape: Any, batch_size: int, *_: Any) -> None:
         self._features, self.indices, self.spatial_shape, self.batch_size = features, indices, spatial_shape, batch_size
         self.grid = self.voxel_num = self.thrust_allocator = self._timer = self.force_algo = self.int8_scale = None
         self.indice_dict: dict[str, Any] = {}
@@ -162,11 +162,16 @@ def networks(up: SimpleNamespace, half: bool) -> dict[str, Tensor]:
     nothing = [torch.zeros_like(each) for each in contexts]
     out["latents unconditional"] = flow(_voxels(up, coords, latents), time, nothing).feats
     condition = made("ModulatedMultiViewCond")
-    aggregated, features = rules.values("tokens", 4, rules.VIEWS, 21, 192), rules.values("features", rules.VIEWS, 21, 96)
+    aggregated, features = (
+        rules.values("tokens", 4, rules.VIEWS, 21, 192),
+        rules.values("features", rules.VIEWS, 21, 96),
+    )
     # upstream's forward has the full size's widths in it: its blocks are called here as it calls them
     tokens = condition.multiview_cond_tokens
     for block, of_layer in zip(condition.cond_blocks, aggregated, strict=True):
-        tokens = block(tokens, torch.cat([of_layer[:, 5:], features[:, 5:]], -1).flatten(0, 1)[None].to(condition.dtype))
+        tokens = block(
+            tokens, torch.cat([of_layer[:, 5:], features[:, 5:]], -1).flatten(0, 1)[None].to(condition.dtype)
+        )
     out["structure condition"] = tokens
     aggregated = rules.values("wide tokens", 24, 1, rules.VIEWS, 7, 2048)
     features = rules.values("wide features", 1, rules.VIEWS, 7, 1024)

@@ -16,7 +16,7 @@ from tasks.inference.trellis.process.network.aggregator import Aggregator  # noq
 from tasks.inference.trellis.process.network.cubes import mesh_of  # noqa: E402
 from tasks.inference.trellis.process.network.latent_flow import Pyramid  # noqa: E402
 from tasks.inference.trellis.process.network.loader import constructed  # noqa: E402
-from tasks.inference.trellis.process.network.sampler import TIME_SCALE, Sampling, sample  # noqa: E402
+from tasks.inference.trellis.process.network.sampler import Sampling, sample  # noqa: E402
 from tasks.inference.trellis.process.network.sparse import Voxels  # noqa: E402
 from tests.trellis import golden_rules as rules  # noqa: E402
 
@@ -85,7 +85,10 @@ def test_latent_flow(network: Any, golden: Any, precision: str, buckets: tuple[i
 
 
 def test_conditions(network: Any, golden: Any, precision: str) -> None:
-    aggregated, features = rules.values("tokens", 4, rules.VIEWS, 21, 192), rules.values("features", rules.VIEWS, 21, 96)
+    aggregated, features = (
+        rules.values("tokens", 4, rules.VIEWS, 21, 192),
+        rules.values("features", rules.VIEWS, 21, 96),
+    )
     condition = network("ModulatedMultiViewCond")(list(aggregated), features)
     assert error(condition, golden("structure condition")) < LIMITS[precision]
     aggregated = rules.values("wide tokens", 24, 1, rules.VIEWS, 7, 2048)[list(WIDE_LAYERS), 0]

@@ -138,8 +138,7 @@ class SLatFlowModel(nn.Module):
             [*(SparseResidualBlock(io, c, io) for _ in range(ends)), SparseResidualBlock(io, c, c)]
         )
         self.blocks = nn.ModuleList(
-            FlowBlock(c, cond_channels, num_heads, mlp_ratio, qk_rms_norm, qk_rms_norm_cross)
-            for _ in range(num_blocks)
+            FlowBlock(c, cond_channels, num_heads, mlp_ratio, qk_rms_norm, qk_rms_norm_cross) for _ in range(num_blocks)
         )
         self.out_blocks = nn.ModuleList(
             [SparseResidualBlock(2 * c, c, io), *(SparseResidualBlock(2 * io, c, io) for _ in range(ends))]

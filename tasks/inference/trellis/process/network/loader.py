@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ UNUSED = ("fuse_blocks.",)
 LORA = ("lora_", "base_model.")
 AGGREGATOR_KEYS = "aggregator."
 SHOWN = 2
+VISION_CHANNELS, HEAD_CHANNELS = 1024, 64
 
 PIPELINE = "Stable-X/trellis-vggt-v0-2"
 GEOMETRY = "Stable-X/vggt-object-v0-1"
@@ -101,13 +102,8 @@ class Networks:
     """(8) fp32, of the latents."""
 
 
-def load(
-    places: WeightPlaces,
-    device: torch.device,
-    aggregator: Callable[[], Aggregator] = Aggregator,
-    features: Callable[[], VisionTransformer] = VisionTransformer,
-) -> Networks:
-    """Read everything. aggregator, features: make networks of another size than the published one."""
+def load(places: WeightPlaces, device: torch.device) -> Networks:
+    """Read everything; blocks of the published files' dtypes on a GPU, fp32 on a CPU. Raises Fault for other files."""
     asked = json.loads((places.pipeline / "pipeline.json").read_text())["args"]
     models = asked["models"]
     on_gpu = device.type == "cuda"
@@ -124,10 +120,11 @@ def load(
         )
     }
     # cards before Ampere have no bfloat16
-    low = torch.bfloat16 if on_gpu and torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    ampere = on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)
+    half = torch.float16 if on_gpu else torch.float32
     return Networks(
-        aggregator=_vision(aggregator, places.geometry, device, low if on_gpu else torch.float32, AGGREGATOR_KEYS),
-        features=_vision(features, places.features, device, torch.float16 if on_gpu else torch.float32),
+        aggregator=_vision(Aggregator, places.geometry, device, torch.bfloat16 if ampere else half, AGGREGATOR_KEYS),
+        features=_vision(VisionTransformer, places.features, device, half),
         structure_sampling=_sampling(asked["sparse_structure_sampler"]),
         latent_sampling=_sampling(asked["slat_sampler"]),
         mean=torch.tensor(asked["slat_normalization"]["mean"], device=device),
@@ -164,11 +161,15 @@ def _model(path: Path, device: torch.device) -> Any:
     return filled(module, _tensors(file, device), file.name)
 
 
-def _vision(make: Callable[[], Any], file: Path, device: torch.device, dtype: torch.dtype, prefix: str = "") -> Any:
+def _vision(made: Any, file: Path, device: torch.device, dtype: torch.dtype, prefix: str = "") -> Any:
+    """A network of images. Its width is the file's, and the conditions' files have to fit it; the rest is fixed."""
+    tensors = _tensors(file, device, prefix)
+    register = next((tensor for key, tensor in tensors.items() if "register_token" in key), None)
+    channels = VISION_CHANNELS if register is None else register.shape[-1]
     with torch.device("meta"):
-        module = make()
+        module = made(channels=channels, heads=channels // HEAD_CHANNELS)
     compute_in(module, dtype)
-    return filled(module, _tensors(file, device, prefix), file.name)
+    return filled(module, tensors, file.name)
 
 
 def _tensors(file: Path, device: torch.device, prefix: str = "") -> dict[str, Tensor]:

@@ -28,9 +28,7 @@ class Sampling:
     """Factor that makes the steps of early times shorter; 1 for equal steps."""
 
 
-def sample(
-    velocity: Velocity, noise: Tensor, sampling: Sampling, stepped: Callable[[], None] = lambda: None
-) -> Tensor:
+def sample(velocity: Velocity, noise: Tensor, sampling: Sampling, stepped: Callable[[], None] = lambda: None) -> Tensor:
     """Latents at time 0 from noise at time 1. `stepped` is called after each step."""
     times = np.linspace(1, 0, sampling.steps + 1)
     times = sampling.rescale_t * times / (1 + (sampling.rescale_t - 1) * times)

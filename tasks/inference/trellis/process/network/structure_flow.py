@@ -34,9 +34,7 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(2 * TIME_FREQUENCIES, channels), nn.SiLU(), nn.Linear(channels, channels)
-        )
+        self.mlp = nn.Sequential(nn.Linear(2 * TIME_FREQUENCIES, channels), nn.SiLU(), nn.Linear(channels, channels))
 
     def forward(self, t: Tensor) -> Tensor:
         steps = torch.arange(TIME_FREQUENCIES, dtype=torch.float32, device=t.device) / TIME_FREQUENCIES
@@ -58,12 +56,8 @@ class FlowBlock(ConditionBlock):
     ) -> Tensor:
         """(1, L, C) -> (1, L, C). keys_values: None for a context of zeros. mask: (1, 1, 1, L), False for padding."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(time)[:, None].chunk(MODULATIONS, -1)
-        x = x + gate * self.self_attn(
-            plain_norm(x) * (1 + scale) + shift, lambda q, k, v: attend(q, k, v, mask)
-        )
-        x = x + (
-            self.cross_attn.of_zeros() if keys_values is None else self.cross_attn(self.norm2(x), keys_values)
-        )
+        x = x + gate * self.self_attn(plain_norm(x) * (1 + scale) + shift, lambda q, k, v: attend(q, k, v, mask))
+        x = x + (self.cross_attn.of_zeros() if keys_values is None else self.cross_attn(self.norm2(x), keys_values))
         return x + gate_mlp * self.mlp(plain_norm(x) * (1 + scale_mlp) + shift_mlp)
 
 

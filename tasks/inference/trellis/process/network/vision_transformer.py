@@ -112,9 +112,7 @@ class VisionTransformer(nn.Module):
     grid: patches along a side. The position embedding has exactly as many, so images of other sizes are not taken.
     """
 
-    def __init__(
-        self, channels: int = 1024, depth: int = 24, heads: int = 16, grid: int = 37, patch: int = 14
-    ) -> None:
+    def __init__(self, channels: int = 1024, depth: int = 24, heads: int = 16, grid: int = 37, patch: int = 14) -> None:
         super().__init__()
         self.patch_embed = Patches(channels, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, channels))
