@@ -1,29 +1,34 @@
-"""Random weights of TRELLIS-VGGT at their full size, as a pinned bundle of this program's: for time and memory only.
+"""Random weights of TRELLIS-VGGT: of full size for time and memory, tiny for tests. Upstream's code is not needed.
 
-`random_weights.py --trellis-root ROOT --dinov2 FOLDER OUTPUT`, on a machine with a GPU. ROOT is upstream's checkout,
-FOLDER one of facebookresearch/dinov2 at the pinned commit. OUTPUT gets `weights.json` and `weights/`: see `settings`.
-The models are upstream's own classes, initialised by themselves, of the published sizes.
+`python -m tests.benchmarks.random_weights FOLDER` writes those of full size (8 GB) and prints the variables that make
+them this machine's. They lie as in the caches of the Hugging Face hub and of torch, where the engine looks for them.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import shutil
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tasks.store.location import Manifest, file_sha256
-from tasks.weights.pins import Bundle, Source, WeightFile, declared
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-PIPELINE, VGGT = "Stable-X/trellis-vggt-v0-2", "Stable-X/vggt-object-v0-1"
-REVISION = "0" * 40  # of what has no pin: no commit has this name
-DINOV2 = "dinov2_vitl14_reg"
-OUTPUT_STD = 0.02
+from tasks.inference.trellis.process.network.aggregator import Aggregator
+from tasks.inference.trellis.process.network.loader import (
+    AGGREGATOR_KEYS,
+    FEATURES,
+    GEOMETRY,
+    PIPELINE,
+    WeightPlaces,
+    constructed,
+)
+from tasks.inference.trellis.process.network.vision_transformer import VisionTransformer
+
+REVISION = "0" * 40  # no commit has this name
+GAIN, NORM_NOISE, LAYER_SCALE = 0.5, 0.05, 0.1
+LAST_GAIN = 4.0  # of the last layers: else their biases would decide, and all voxels be empty
 
 _FLOW = {
     "in_channels": 8, "out_channels": 8, "model_channels": 1024, "cond_channels": 1024, "num_blocks": 24,
@@ -39,9 +44,11 @@ _GAUSSIANS = {
     "3d_filter_kernel_size": 0.0009, "scaling_bias": 0.004, "opacity_bias": 0.1, "scaling_activation": "softplus",
 }  # fmt: skip
 
+Models = dict[str, tuple[str, str, dict[str, Any]]]
+
 # The published pipeline: its name for a model -> file, class, arguments. The last two's files were not seen: their
-# arguments follow from the classes and from the published numbers of parameters.
-MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+# arguments follow from the classes, the training script and the published numbers of parameters.
+FULL: Models = {
     "sparse_structure_decoder": (
         "ckpts/ss_dec_conv3d_16l8_fp16",
         "SparseStructureDecoder",
@@ -73,7 +80,10 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sparse_structure_vggt_cond": (
         "ckpts/ss_vggt_cond",
         "ModulatedMultiViewCond",
-        {"channels": 1024, "ctx_channels": 3072, "num_heads": 16, "mlp_ratio": 4, "use_fp16": True},
+        {
+            "channels": 1024, "ctx_channels": 3072, "num_heads": 16, "mlp_ratio": 4, "qk_rms_norm": True,
+            "use_fp16": True,
+        },
     ),
     "slat_vggt_cond": (
         "ckpts/slat_vggt_cond",
@@ -81,134 +91,80 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"channels": 1024, "ctx_channels": 3072, "use_fp16": True},
     ),
 }  # fmt: skip
-
-
-def _sampler(interval: list[float], strength: float) -> dict[str, Any]:
-    params = {"steps": 25, "cfg_strength": strength, "cfg_interval": interval, "rescale_t": 3.0}
-    return {"name": "FlowEulerGuidanceIntervalSampler", "args": {"sigma_min": 1e-5}, "params": params}
-
-
-CONFIG = {
-    "name": "TrellisVGGTTo3DPipeline",
-    "args": {
-        "models": {name: path for name, (path, _, _) in MODELS.items()},
-        "sparse_structure_sampler": _sampler([0.5, 1.0], 5.0),
-        "slat_sampler": _sampler([0.5, 1.0], 3.0),
-        "slat_normalization": {"mean": [0.0] * 8, "std": [1.0] * 8},  # random latents have no other
-        "image_cond_model": DINOV2,
-    },
+# Smaller arguments for each name; the resolutions go from 4^3 latents to 16^3 voxels and 64^3 cubes
+_TINY_FLOW = {"model_channels": 64, "cond_channels": 64, "num_blocks": 2, "num_heads": 1}
+_TINY_DECODER = {"resolution": 16, "model_channels": 256, "num_blocks": 2, "num_heads": 4}
+_SMALLER: dict[str, dict[str, Any]] = {
+    "sparse_structure_decoder": {"channels": [32, 16, 8]},
+    "sparse_structure_flow_model": {"resolution": 4, **_TINY_FLOW},
+    "slat_flow_model": {"resolution": 16, "io_block_channels": [32], **_TINY_FLOW},
+    "slat_decoder_gs": _TINY_DECODER,
+    "slat_decoder_mesh": _TINY_DECODER,
+    "sparse_structure_vggt_cond": {"channels": 64, "ctx_channels": 192, "num_heads": 1, "num_init_tokens": 64},
+    "slat_vggt_cond": {"channels": 64, "ctx_channels": 192},
 }
+TINY: Models = {name: (path, kind, args | _SMALLER[name]) for name, (path, kind, args) in FULL.items()}
+FULL_CHANNELS, TINY_CHANNELS = 1024, 64
 
 
-def settings(output: Path) -> dict[str, str]:
-    """The environment with which this program takes the random weights for its own."""
-    return {"CAPTURE2MESH_WEIGHTS": str(output / "weights"), "CAPTURE2MESH_WEIGHTS_LIST": str(output / "weights.json")}
+def make(folder: Path, models: Models, channels: int, device: str) -> dict[str, str]:
+    """Write all files below `folder`. Gives the environment with which the model's process finds them."""
+    torch.manual_seed(0)
+    environment = {"HF_HOME": str(folder / "huggingface"), "TORCH_HOME": str(folder / "torch")}
+    for repository in (PIPELINE, GEOMETRY):
+        cache = folder / "huggingface" / "hub" / f"models--{repository.replace('/', '--')}"
+        (cache / "refs").mkdir(parents=True)
+        (cache / "refs" / "main").write_text(REVISION)
+        (cache / "snapshots" / REVISION).mkdir(parents=True)
+    (folder / "torch" / "hub" / "checkpoints").mkdir(parents=True)
+    places = WeightPlaces.of(environment)
+    (places.pipeline / "ckpts").mkdir()
+    (places.pipeline / "pipeline.json").write_text(json.dumps(_config(models), indent=1))
+    for path, name, arguments in models.values():
+        (places.pipeline / f"{path}.json").write_text(json.dumps({"name": name, "args": arguments}, indent=1))
+        with torch.device(device):
+            save_file(_drawn(constructed(name, arguments)), places.pipeline / f"{path}.safetensors")
+    with torch.device(device):
+        drawn = _drawn(Aggregator(channels=channels, heads=channels // 64))
+        save_file({f"{AGGREGATOR_KEYS}{key}": tensor for key, tensor in drawn.items()}, places.geometry)
+        drawn = _drawn(VisionTransformer(channels=channels, heads=channels // 64))
+        torch.save({key: tensor.cpu() for key, tensor in drawn.items()}, places.features.with_name(f"{FEATURES}.pth"))
+    return environment
 
 
-def make(root: Path, dinov2: Path, output: Path) -> Bundle:
-    """All files of the bundle's required part below `output`, hashed and pinned."""
-    folder = output / "weights" / "new"
-    published = declared()
-    sources = [_placed(source) for source in published.only("required").sources]
-    made = {PIPELINE: _pipeline, VGGT: _vggt}
-    for source in sources:
-        if source.on_hub:
-            base = folder / source.path_in_bundle("")
-            base.mkdir(parents=True)
-            made[source.repository](base)
-        elif source.has_revisions:
-            for file in source.files:
-                _copy(dinov2 / file.path, folder / source.path_in_bundle(file.path))
+def _config(models: Models) -> dict[str, Any]:
+    def sampler(strength: float) -> dict[str, Any]:
+        params = {"steps": 25, "cfg_strength": strength, "cfg_interval": [0.5, 1.0], "rescale_t": 3.0}
+        return {"name": "FlowEulerGuidanceIntervalSampler", "args": {"sigma_min": 1e-5}, "params": params}
+
+    return {
+        "name": "TrellisVGGTTo3DPipeline",
+        "args": {
+            "models": {name: path for name, (path, _, _) in models.items()},
+            "sparse_structure_sampler": sampler(5.0),
+            "slat_sampler": sampler(3.0),
+            "slat_normalization": {"mean": [0.0] * 8, "std": [1.0] * 8},  # random latents have no other
+            "image_cond_model": "dinov2_vitl14_reg",
+        },
+    }
+
+
+@torch.no_grad()
+def _drawn(module: nn.Module) -> dict[str, Tensor]:
+    """Fill the parameters so that values neither grow nor vanish from block to block."""
+    for key, parameter in module.named_parameters():
+        noise = torch.randn(parameter.shape, device=parameter.device)
+        if parameter.dim() <= 1 or "gamma" in key:
+            is_scale = "norm" in key and (key.endswith("weight") or "gamma" in key)
+            parameter.copy_(NORM_NOISE * noise + (1.0 if is_scale else LAYER_SCALE if ".ls" in key else 0.0))
         else:
-            _dinov2(dinov2, folder / source.path_in_bundle(source.files[0].path))
-    with ThreadPoolExecutor() as pool:
-        pinned = tuple(pool.map(lambda source: _pinned(source, folder), sources))
-    bundle = Bundle(sources=pinned)
-    for path, data in bundle.references.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(data)
-    manifest = Manifest(schema=1, files=bundle.entries())
-    (folder / "manifest.json").write_text(manifest.model_dump_json(by_alias=True))
-    os.replace(folder, folder.with_name(bundle.digest))
-    whole = Bundle(sources=(*pinned, *published.only("masks").sources))
-    (output / "weights.json").write_text(whole.model_dump_json(exclude_none=True))
-    return bundle
-
-
-def _placed(source: Source) -> Source:
-    return source if source.revision or not source.on_hub else source.model_copy(update={"revision": REVISION})
-
-
-def _pinned(source: Source, folder: Path) -> Source:
-    def pin(file: WeightFile) -> WeightFile:
-        path = folder / source.path_in_bundle(file.path)
-        found = WeightFile(path=file.path, bytes=path.stat().st_size, sha256=file_sha256(path))
-        if file.sha256 not in (None, found.sha256):
-            raise SystemExit(f"{source.repository}: {file.path} is not the pinned one; check out {source.revision}")
-        return found
-
-    with ThreadPoolExecutor() as pool:
-        return source.model_copy(update={"files": tuple(pool.map(pin, source.files))})
-
-
-def _pipeline(folder: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
-    from trellis import models
-
-    (folder / "pipeline.json").write_text(json.dumps(CONFIG, indent=1))
-    (folder / "ckpts").mkdir()
-    for path, name, arguments in MODELS.values():
-        (folder / f"{path}.json").write_text(json.dumps({"name": name, "args": arguments}, indent=1))
-        with torch.device("cuda"):
-            model = getattr(models, name)(**arguments)
-        if "Decoder" in name and name.startswith("SLat"):  # upstream starts from zero: all colours would be one
-            torch.nn.init.normal_(model.out_layer.weight, std=OUTPUT_STD)
-        save_file(
-            {key: value.contiguous() for key, value in model.state_dict().items()}, folder / f"{path}.safetensors"
-        )
-
-
-def _vggt(folder: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
-    from vggt.models import vggt
-
-    arguments = {"img_size": 518, "patch_size": 14, "embed_dim": 1024}
-    (folder / "config.json").write_text(json.dumps(arguments))
-    with torch.device("cuda"):
-        model = vggt.VGGT(**arguments)
-    del model.depth_head, model.track_head  # upstream drops them when loaded
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
-
-
-def _dinov2(checkout: Path, target: Path) -> None:
-    import torch
-
-    with torch.device("cuda"):
-        model = torch.hub.load(str(checkout), DINOV2, source="local", pretrained=False)
-    target.parent.mkdir(parents=True)
-    torch.save({key: value.cpu() for key, value in model.state_dict().items()}, target)
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+            gain = LAST_GAIN if key.startswith("out_layer") else GAIN
+            parameter.copy_(noise * gain / parameter[0].numel() ** 0.5)
+    return {key: tensor.contiguous() for key, tensor in module.state_dict().items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trellis-root", type=Path, required=True)
-    parser.add_argument("--dinov2", type=Path, required=True)
-    parser.add_argument("output", type=Path)
-    asked = parser.parse_args()
-    os.environ["SPCONV_ALGO"] = "native"
-    sys.path[:0] = [str(asked.trellis_root), str(asked.trellis_root / "wheels" / "vggt")]
-    begun = time.perf_counter()
-    bundle = make(asked.trellis_root, asked.dinov2, asked.output.resolve())
-    size = sum(entry.bytes for entry in bundle.entries())
-    print(f"# {size / 1e9:.1f} GB of random weights in {time.perf_counter() - begun:.0f} s")
-    for name, value in settings(asked.output.resolve()).items():
+    for name, value in make(Path(sys.argv[1]).resolve(), FULL, FULL_CHANNELS, "cuda").items():
         print(f"export {name}={value}")
 
 

@@ -1,124 +1,134 @@
-"""Time and memory of the `trellis` engine on a GPU: `python tests/benchmarks/trellis.py --trellis-root ROOT`.
+"""Time and memory of the `trellis` engine's network at full size: `python -m tests.benchmarks.trellis` on a GPU.
 
-For each number of views a new process of the model takes two captures: a cold one, which waits for it, and a warm one.
-Without `--weights` it runs on this machine's bundle; with it, on what `random_weights.py` made there, and then with
-`forced_geometry`, as random weights show no object. Views are the bundled sample's, enlarged to a photograph's size.
+Random weights (8 GB) are written to a folder first. As they show no object, the geometry is forced: the voxels and the
+distances of a bumpy sphere, of about the usual numbers of voxels and faces; every network runs all the same. Each
+measurement is a process of its own. It needs torch, safetensors, numpy and Pillow, not the whole project.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from tasks.capture.views import View
+from tasks.inference.trellis.process.network import pipeline
+from tasks.inference.trellis.process.network.cube_tables import CORNER_OFFSETS
+from tasks.inference.trellis.process.network.cubes import DEFORM, DISTANCE, CubeMesh, mesh_of
+from tasks.inference.trellis.process.network.loader import WeightPlaces, load
+from tasks.inference.trellis.process.network.sparse import Voxels
 
-HERE = Path(__file__).resolve().parent
-SAMPLE = HERE.parent / "data" / "mug"
-STEPS = ("imports", "load", "ready", "preprocess", "run", "fetch", "ours", "safetensors", "to_glb", "total", "peak_gib")
-
-
-def use(trellis_root: Path, weights: Path | None) -> None:
-    """Set this process's environment; before its settings are first read."""
-    os.environ["CAPTURE2MESH_TRELLIS_ROOT"] = str(trellis_root.resolve())
-    if weights is not None:
-        os.environ["CAPTURE2MESH_WEIGHTS"] = str(weights.resolve() / "weights")
-        os.environ["CAPTURE2MESH_WEIGHTS_LIST"] = str(weights.resolve() / "weights.json")
-        paths = [str(HERE / "forced_geometry"), os.environ.get("PYTHONPATH", "")]
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+GIB = 2**30
+ASKED = pipeline.Request(seed=42, structure_steps=30, structure_strength=7.5, latent_steps=12, latent_strength=3.0)
+RUNS = 4
+RADIUS, BUMP, BUMPS = 0.36, 0.01, 20
 
 
-def sample(count: int, pixels: int) -> list[View]:
-    """Views of the bundled sample, evenly spread, without depth and cameras."""
-    from tasks.capture.views import load_views
+class ForcedGeometry(pipeline.ViewsToMesh):
+    """The pipeline with the geometry of a bumpy sphere in the place of what the networks give."""
 
-    names = [path.relative_to(SAMPLE).as_posix() for path in SAMPLE.rglob("*") if path.is_file()]
-    views = load_views(names, lambda name: (SAMPLE / name).read_bytes())
-    chosen = [views[index] for index in np.linspace(0, len(views), count, endpoint=False).astype(int)]
-    size = (pixels, pixels)
-    return [
-        replace(
-            view,
-            image=np.asarray(Image.fromarray(view.image).resize(size)),
-            mask=np.asarray(Image.fromarray(view.mask).resize(size)),
-            depth=None,
-            camera=None,
-        )
-        for view in chosen
-    ]
+    def occupied(self, latents: Tensor) -> Tensor:
+        side = super().occupied(latents).device, 64
+        middle = (torch.arange(side[1], device=side[0]) + 0.5) / side[1] - 0.5
+        points = torch.stack(torch.meshgrid(middle, middle, middle, indexing="ij"), -1)
+        return (_distance(points).abs() < 1 / side[1]).nonzero()
+
+    def surface(self, latents: Tensor, voxels: Voxels) -> CubeMesh:
+        decoder = self._networks.mesh_decoder
+        coords, features = decoder(latents, voxels)
+        corners = coords[:, None] + torch.tensor(CORNER_OFFSETS, device=coords.device)
+        features[:, DISTANCE] = _distance(corners / decoder.cube_resolution - 0.5)
+        features[:, DEFORM] = 0
+        return mesh_of(coords, features, decoder.cube_resolution)
 
 
-def measure(views: Sequence[View], scratch: Path) -> Iterator[dict[str, float]]:
-    """Seconds by step, and peak GiB, of a cold capture and a warm one.
+def _distance(points: Tensor) -> Tensor:
+    return points.norm(dim=-1) - RADIUS - BUMP * (BUMPS * points).sin().prod(-1)
 
-    ready: from the call until the model starts on the views. ours: of a warm call, all but preprocess and run.
-    """
-    from tasks.inference.trellis.model_process import runtime_here
-    from tasks.inference.trellis.trellis_engine import Trellis
-    from tasks.settings import InferParameters
 
-    engine = Trellis(lambda: replace(runtime_here(), scratch=scratch))
-    try:
-        for cold in (True, False):
+def measure(counts: list[int], compiles: bool, limit_gib: float) -> None:
+    """Print a line of JSON for the loading and for each number of views."""
+    if limit_gib:
+        whole = torch.cuda.get_device_properties("cuda").total_memory
+        torch.cuda.set_per_process_memory_fraction(limit_gib * GIB / whole)
+    begun = time.perf_counter()
+    torch.zeros(1, device="cuda")
+    context = time.perf_counter()
+    networks = load(WeightPlaces.of(os.environ), torch.device("cuda"))
+    torch.cuda.synchronize()
+    ready = time.perf_counter()
+    gc.collect()
+    torch.cuda.empty_cache()
+    made = ForcedGeometry(networks, compiles)
+    tell(
+        {
+            "card": torch.cuda.get_device_name(), "torch": torch.__version__, "compiled": compiles,
+            "limit_gib": limit_gib, "cuda_start_s": context - begun, "load_s": ready - context,
+            "resident_gib": torch.cuda.memory_allocated() / GIB,
+        }
+    )  # fmt: skip
+    random = np.random.default_rng(0)
+    for count in counts:
+        views = list(random.integers(0, 255, (count, 518, 518, 3), dtype=np.uint8))
+        walls, outputs = [], list[list[Tensor]]()
+        torch.cuda.reset_peak_memory_stats()
+        result: Any = None
+        for _ in range(RUNS):
+            gc.collect()
             begun = time.perf_counter()
-            output = engine.reconstruct(views, InferParameters(), lambda fraction: None)
-            answered = time.perf_counter()
-            data = output.to_safetensors()
-            handed = time.perf_counter()
-            textured = engine.to_glb(data)
-            ended = time.perf_counter()
-            inside = output.measured
-            beside = answered - begun - inside["preprocess"] - inside["run"]
-            assert engine._loaded is not None
-            started = engine._loaded.header["seconds"] | {"ready": beside - inside["fetch"]}
-            print(
-                f"# {len(views)} views, {'cold' if cold else 'warm'}: {len(output.vertices)} vertices,"
-                f" {len(output.faces)} faces, {len(output.gaussians['xyz'])} gaussians, {len(data) / 1e6:.0f} MB;"
-                f" to_glb: {len(textured.faces)} faces, decimated by {textured.decimated_by}",
-                flush=True,
-            )
-            yield (
-                inside
-                | (started if cold else {"ours": beside})
-                | {
-                    "safetensors": handed - answered,
-                    "to_glb": ended - handed,
-                    "total": ended - begun,
-                }
-            )
-    finally:
-        engine.close()
+            result = made.run(views, ASKED, lambda fraction: None)
+            tensors = [result.mesh.vertices, result.mesh.faces, result.mesh.attributes, *result.gaussians.values()]
+            outputs = [*outputs[-1:], [tensor.cpu() for tensor in tensors]]
+            walls.append(time.perf_counter() - begun)
+        same = all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+        tell(
+            {
+                "views": count, "cold_s": walls[0], "warm_s": walls[1:], "phases_s": result.seconds,
+                "peak_gib": torch.cuda.max_memory_allocated() / GIB,
+                "reserved_gib": torch.cuda.max_memory_reserved() / GIB,
+                "same_bytes": same, "finite": all(bool(tensor.isfinite().all()) for tensor in outputs[-1]),
+                "vertices": len(outputs[-1][0]), "faces": len(outputs[-1][1]), "gaussians": len(outputs[-1][3]),
+            }
+        )  # fmt: skip
+
+
+def tell(values: dict[str, Any]) -> None:
+    """Print the values, rounded, as one line."""
+    print(json.dumps(values, default=str), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trellis-root", type=Path, required=True)
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--views", type=int, nargs="+", default=[6, 16])
-    parser.add_argument("--pixels", type=int, default=1080)
+    parser.add_argument("--weights", type=Path, help="folder of random weights; made if it is not there")
+    parser.add_argument("--views", type=int, nargs="+", default=[6, 8, 16])
+    parser.add_argument("--limit-gib", type=float, default=12, help="memory of the smaller card that 8 views must fit")
+    parser.add_argument("--one", choices=["plain", "compiled", "limit"], help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    use(asked.trellis_root, asked.weights)
-    rows = []
+    if asked.one:
+        limit = asked.limit_gib if asked.one == "limit" else 0
+        measure([8] if limit else asked.views, asked.one == "compiled", limit)
+        return
     with tempfile.TemporaryDirectory() as scratch:
-        for count in asked.views:
-            views = sample(count, asked.pixels)
-            for name, seconds in zip(("cold", "warm"), measure(views, Path(scratch)), strict=True):
-                rows.append(
-                    f"| {count} {name} | "
-                    + " | ".join(f"{seconds[step]:.2f}" if step in seconds else "" for step in STEPS)
-                    + " |"
-                )
-    print("| views | " + " | ".join(STEPS) + " |\n|" + "---|" * (len(STEPS) + 1))
-    print("\n".join(rows))
+        folder = asked.weights or Path(scratch) / "weights"
+        os.environ |= {"HF_HOME": str(folder / "huggingface"), "TORCH_HOME": str(folder / "torch")}
+        os.environ |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # deterministic matrix products
+        if not folder.exists():
+            subprocess.run([sys.executable, "-m", "tests.benchmarks.random_weights", str(folder)], check=True)
+        for name in ("plain", "limit", "compiled"):
+            command = [sys.executable, "-m", "tests.benchmarks.trellis", "--one", name]
+            command += ["--limit-gib", str(asked.limit_gib), "--views", *map(str, asked.views)]
+            print(f"# {name}", flush=True)
+            subprocess.run(command, check=False)
 
 
 if __name__ == "__main__":

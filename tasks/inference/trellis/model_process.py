@@ -65,7 +65,9 @@ class Runtime:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that are added to the child's environment: where the weights are."""
     root: Path | None = None
-    """Upstream's checkout; None if its package `trellis` is installed."""
+    """Upstream's checkout, whose package then runs; None for the networks in plain PyTorch."""
+    device: str = "cuda"
+    """`cuda`, or `cpu`, which takes minutes to hours."""
     python: str = sys.executable
     """The Python that runs the child."""
     time_limit_s: float = 1800.0
@@ -74,6 +76,11 @@ class Runtime:
     """Free GPU memory that an inference of up to 8 views needs, in GiB."""
     min_free_vram_gib_many_views: float = 20.0
     """Free GPU memory that an inference of more views needs, in GiB."""
+
+    @property
+    def model(self) -> str:
+        """The model that the child runs: `network` or `upstream`."""
+        return "network" if self.root is None else "upstream"
 
     def min_free_gib(self, views: int) -> float:
         """Free GPU memory in GiB that an inference of so many views needs."""
@@ -94,6 +101,7 @@ class Runtime:
         paths = [] if self.root is None else [self.root, self.root / "wheels" / "vggt"]
         search = [str(path.resolve()) for path in paths] + list(filter(None, [inherited.get("PYTHONPATH")]))
         forced = {
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # for equal bytes at each run
             "SPCONV_ALGO": "native",  # the default measures every algorithm at the start
             "PYTHONPATH": os.pathsep.join(search),
             "PYTHONSAFEPATH": "1",  # for upstream's own child processes: the working folder holds a `triton`, a `cuda`
@@ -141,7 +149,7 @@ class TrellisProcess:
         with theirs:
             self._process = _STARTER.submit(
                 subprocess.Popen,
-                [runtime.python, str(_CHILD), str(theirs.fileno()), str(os.getpid())],
+                [runtime.python, str(_CHILD), str(theirs.fileno()), str(os.getpid()), runtime.model],
                 cwd=folder,  # upstream makes folders in its working folder
                 env=runtime.child_environment(),
                 pass_fds=[theirs.fileno()],
@@ -242,7 +250,7 @@ class TrellisProcess:
                 raise EmptyResult(message)
             case "MissingImport":
                 raise EngineUnavailable(
-                    f"engine trellis: cannot import {error['name']}, which upstream's `trellis` needs:"
+                    f"engine trellis: cannot import {error['name']}, which its model needs:"
                     f" {error['message']}; run `capture2mesh doctor`"
                 )
             case "WeightsMissing":

@@ -24,7 +24,7 @@ from tasks.inference.trellis.splats import splat_ply
 from tasks.inference.trellis.trellis_output import TrellisOutput, vertex_colours
 from tasks.settings import ExporterName, InferParameters, settings
 
-TRELLIS_VERSION = "1"
+TRELLIS_VERSION = "2"
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +37,10 @@ class Trellis(Engine):
 
     version = TRELLIS_VERSION
     needs = Needs(cameras=False, metric_depth=False, min_views=1)
-    exporter: ExporterName = "to_glb"
     has_weights = True
     closed = False
     shares_model = True
     makes_gaussians = True
-    exports_in_process = True
 
     def __init__(self, runtime: Callable[[], Runtime] | None = None) -> None:
         self._runtime = runtime or runtime_here
@@ -50,13 +48,21 @@ class Trellis(Engine):
         self._loaded: Message | None = None
         self._lock = threading.Lock()  # one GPU: one capture at a time
 
+    @property
+    def exports_in_process(self) -> bool:  # type: ignore[override]  # upstream's exporter comes with its checkout
+        return settings().trellis_root is not None
+
+    @property
+    def exporter(self) -> ExporterName:  # type: ignore[override]
+        return "to_glb" if self.exports_in_process else "native"
+
     def missing(self) -> str | None:
         if not gpus():
             return "no NVIDIA GPU here (nvidia-smi lists none)"
         here = settings()
         ours = here.trellis_python == Path(sys.executable) and here.trellis_root is None
-        if ours and importlib.util.find_spec("trellis") is None:
-            return "no `trellis` package here; install upstream's, or set CAPTURE2MESH_TRELLIS_ROOT to its checkout"
+        if ours and importlib.util.find_spec("torch") is None:
+            return "no `torch` package here; pip install 'capture2mesh[gpu]'"
         return None
 
     def most_views(self, parameters: InferParameters) -> int | None:
@@ -118,7 +124,7 @@ class Trellis(Engine):
             arrays |= {f"{index}.image": view.image, f"{index}.mask": view.mask}
         with self._lock:
             process = self._running()
-            needed = {"min_free_gib": process.runtime.min_free_gib(len(views))}
+            needed = {"min_free_gib": process.runtime.min_free_gib(len(views)), "device": process.runtime.device}
             if self._loaded is None:
                 self._loaded = process.request("load", {"weights": process.runtime.weights} | needed)
                 log.info("model loaded: %s", self._loaded.header)

@@ -1,6 +1,7 @@
-"""The start of the model's process: `python FOLDER DESCRIPTOR PARENT`, run by `model_process.py`.
+"""The start of the model's process: `python FOLDER DESCRIPTOR PARENT MODEL`, run by `model_process.py`.
 
 DESCRIPTOR: the inherited socket to serve on. PARENT: the process id of the parent.
+MODEL: `network`, or `upstream` for upstream's package.
 """
 
 from __future__ import annotations
@@ -15,4 +16,4 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     serving = importlib.import_module(f"{Path(__file__).resolve().parent.name}.serve")
     del sys.path[0]
-    serving.main(int(sys.argv[1]), int(sys.argv[2]))
+    serving.main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "upstream")

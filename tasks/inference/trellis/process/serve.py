@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import select
 import signal
@@ -11,23 +12,29 @@ import sys
 import threading
 
 from .channel import Channel, Message
-from .model import Model
+from .model import Model, NetworkModel
 
 PR_SET_PDEATHSIG = 1
 
 
-def main(descriptor: int, parent: int) -> None:
-    """Serve on an inherited socket until `parent`, a process id, is gone or asks for the end."""
+def main(descriptor: int, parent: int, upstream: bool) -> None:
+    """Serve on an inherited socket until `parent`, a process id, is gone or asks for the end.
+
+    upstream: whether upstream's package answers, not the networks in plain PyTorch.
+    """
     _end_with(parent, descriptor)
     try:
-        serve(Channel(socket.socket(fileno=descriptor)))
+        serve(Channel(socket.socket(fileno=descriptor)), upstream)
     except EOFError:
         sys.exit("the parent is gone")
 
 
-def serve(channel: Channel) -> None:
+def serve(channel: Channel, upstream: bool) -> None:
     """Answer requests until one asks to shut down; raises EOFError if the other side is gone."""
-    model = Model(lambda fraction: channel.send(Message({"kind": "progress", "fraction": fraction})))
+    made: type[Model] = NetworkModel
+    if upstream:
+        made = importlib.import_module(".upstream_model", __package__).UpstreamModel
+    model = made(lambda fraction: channel.send(Message({"kind": "progress", "fraction": fraction})))
     while (request := channel.receive()).header["operation"] != "shutdown":
         answer = model.answer(request)
         lost = answer.header.get("fault") == "DeviceLost"

@@ -1,0 +1,47 @@
+"""The engine on the CPU with tiny random weights: views to gaussians and a mesh, in the model's own process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+from tasks.capture.views import View
+from tasks.inference.trellis.model_process import Runtime
+from tasks.inference.trellis.trellis_engine import Trellis
+from tasks.settings import InferParameters
+from tests.benchmarks.random_weights import TINY, TINY_CHANNELS, make
+
+PARAMETERS = InferParameters.model_validate({"seed": 3, "trellis": {"ss_steps": 3, "slat_steps": 2}})
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trellis]:
+    folder = tmp_path_factory.mktemp("trellis")
+    environment = make(folder / "weights", TINY, TINY_CHANNELS, "cpu")
+    runtime = Runtime("", folder / "scratch", environment, device="cpu", time_limit_s=600)
+    made = Trellis(lambda: runtime)
+    yield made
+    made.close()
+
+
+def picture() -> View:
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    mask = np.zeros((64, 64), np.bool_)
+    mask[16:48, 20:44] = True
+    return View(name="front", image=image, mask=mask, depth=None, camera=None)
+
+
+def test_views_become_gaussians_and_a_mesh_twice_the_same(engine: Trellis) -> None:
+    seen: list[float] = []
+    first = engine.reconstruct([picture()], PARAMETERS, seen.append)
+    assert len(first.faces) and first.faces.max() < len(first.vertices)
+    assert np.abs(first.vertices).max() <= 0.51 and np.isfinite(first.vertices).all()
+    assert first.colours is not None and first.colours.shape == first.vertices.shape
+    assert first.gaussians["features_dc"].shape[1:] == (1, 3) and len(first.gaussians["xyz"]) % 32 == 0
+    assert seen == sorted(seen) and seen[-1] == 1.0 and len(seen) == 5
+    again = engine.reconstruct([picture()], PARAMETERS, seen.append)
+    assert again.to_safetensors() == first.to_safetensors()
+    assert engine.splat_ply(first.to_safetensors(), np.eye(4)).startswith(b"ply")
