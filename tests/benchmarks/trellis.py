@@ -27,6 +27,7 @@ from tasks.inference.trellis.process.network.cube_tables import CORNER_OFFSETS
 from tasks.inference.trellis.process.network.cubes import DEFORM, DISTANCE, CubeMesh, mesh_of
 from tasks.inference.trellis.process.network.loader import WeightPlaces, load
 from tasks.inference.trellis.process.network.sparse import Voxels
+from tests.benchmarks.random_weights import FULL, FULL_CHANNELS, make
 
 GIB = 2**30
 ASKED = pipeline.Request(seed=42, structure_steps=30, structure_strength=7.5, latent_steps=12, latent_strength=3.0)
@@ -120,10 +121,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = asked.weights or Path(scratch) / "weights"
-        os.environ |= {"HF_HOME": str(folder / "huggingface"), "TORCH_HOME": str(folder / "torch")}
-        os.environ |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # deterministic matrix products
         if not folder.exists():
-            subprocess.run([sys.executable, "-m", "tests.benchmarks.random_weights", str(folder)], check=True)
+            make(folder, FULL, FULL_CHANNELS, "cuda")
+            torch.cuda.empty_cache()
+        os.environ |= {"HF_HOME": str(folder / "hf"), "TORCH_HOME": str(folder / "torch")}
+        os.environ |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # deterministic matrix products
         for name in ("plain", "limit", "compiled"):
             command = [sys.executable, "-m", "tests.benchmarks.trellis", "--one", name]
             command += ["--limit-gib", str(asked.limit_gib), "--views", *map(str, asked.views)]
