@@ -249,11 +249,20 @@ def counts_of(routes: Sequence[str]) -> dict[str, int]:
     return {name: int(count or COUNTS[name]) for name, _, count in asked}
 
 
-def main() -> None:
-    from tests.benchmarks.trellis import use
+def use(trellis_root: Path | None, weights: Path | None) -> None:
+    """Set this process's environment; before its settings are first read."""
+    if trellis_root is not None:
+        os.environ["CAPTURE2MESH_TRELLIS_ROOT"] = str(trellis_root.resolve())
+    if weights is not None:
+        os.environ["CAPTURE2MESH_WEIGHTS"] = str(weights.resolve() / "weights")
+        os.environ["CAPTURE2MESH_WEIGHTS_LIST"] = str(weights.resolve() / "weights.json")
+        paths = [str(Path(__file__).resolve().parent / "forced_geometry"), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trellis-root", type=Path, required=True)
+    parser.add_argument("--trellis-root", type=Path, help="run upstream's package, not our networks")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--captures", type=Path, help="where captures are made, or were made before")
     parser.add_argument("routes", nargs="*", metavar="ROUTE[=COUNT]", default=list(COUNTS))

@@ -1,12 +1,13 @@
 """Random weights of TRELLIS-VGGT: of full size for time and memory, tiny for tests. Upstream's code is not needed.
 
-`python -m tests.benchmarks.random_weights FOLDER` writes those of full size (8 GB) and prints the variables that make
-them this machine's. They lie as in the caches of the Hugging Face hub and of torch, where the engine looks for them.
+`python -m tests.benchmarks.random_weights FOLDER` writes those of full size (8 GB), as a pinned bundle of this
+program's, and prints the variables with which the program takes it for its own.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,9 @@ FULL_CHANNELS, TINY_CHANNELS = 1024, 64
 def make(folder: Path, models: Models, channels: int, device: str) -> dict[str, str]:
     """Write all files below `folder`. Gives the environment with which the model's process finds them."""
     torch.manual_seed(0)
-    environment = {"HF_HOME": str(folder / "huggingface"), "TORCH_HOME": str(folder / "torch")}
+    environment = {"HF_HOME": str(folder / "hf"), "TORCH_HOME": str(folder / "torch")}
     for repository in (PIPELINE, GEOMETRY):
-        cache = folder / "huggingface" / "hub" / f"models--{repository.replace('/', '--')}"
+        cache = folder / "hf" / "hub" / f"models--{repository.replace('/', '--')}"
         (cache / "refs").mkdir(parents=True)
         (cache / "refs" / "main").write_text(REVISION)
         (cache / "snapshots" / REVISION).mkdir(parents=True)
@@ -163,8 +164,40 @@ def _drawn(module: nn.Module) -> dict[str, Tensor]:
     return {key: tensor.contiguous() for key, tensor in module.state_dict().items()}
 
 
+def as_bundle(folder: Path) -> dict[str, str]:
+    """Pin the files that `make` wrote to `folder`, and give the folder its bundle's name. Gives the program's settings.
+
+    The list of pins goes beside the parent of `folder`.
+    """
+    # not at the top: the benchmark of the network alone needs no other package of the project
+    from tasks.store.location import Manifest, file_sha256
+    from tasks.weights.pins import Bundle, WeightFile, declared
+
+    sources = []
+    for source in declared().sources:
+        placed = source.model_copy(update={"revision": REVISION}) if source.on_hub else source
+        paths = {file.path: folder / placed.path_in_bundle(file.path) for file in placed.files}
+        files = tuple(
+            WeightFile(path=name, bytes=path.stat().st_size, sha256=file_sha256(path))
+            for name, path in paths.items()
+            if path.exists()
+        )
+        if files:
+            sources.append(placed.model_copy(update={"files": files}))
+    bundle = Bundle(sources=tuple(sources))
+    manifest = Manifest(schema=1, files=bundle.entries())
+    (folder / "manifest.json").write_text(manifest.model_dump_json(by_alias=True))
+    weights = folder.parent
+    os.replace(folder, weights / bundle.digest)
+    pins = weights.with_name("weights.json")
+    pins.write_text(bundle.model_dump_json(exclude_none=True))
+    return {"CAPTURE2MESH_WEIGHTS": str(weights), "CAPTURE2MESH_WEIGHTS_LIST": str(pins)}
+
+
 def main() -> None:
-    for name, value in make(Path(sys.argv[1]).resolve(), FULL, FULL_CHANNELS, "cuda").items():
+    folder = Path(sys.argv[1]).resolve() / "weights" / "new"
+    make(folder, FULL, FULL_CHANNELS, "cuda")
+    for name, value in as_bundle(folder).items():
         print(f"export {name}={value}")
 
 

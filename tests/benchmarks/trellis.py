@@ -1,8 +1,8 @@
 """Time and memory of the `trellis` engine's network at full size: `python -m tests.benchmarks.trellis` on a GPU.
 
-Random weights (8 GB) are written to a folder first. As they show no object, the geometry is forced: the voxels and the
-distances of a bumpy sphere, of about the usual numbers of voxels and faces; every network runs all the same. Each
-measurement is a process of its own. It needs torch, safetensors, numpy and Pillow, not the whole project.
+Random weights (8 GB) are written to a folder first. They show no object, so the geometry is forced (`forced_geometry`);
+every network runs all the same. Each measurement is a process of its own. It needs torch, safetensors, numpy and
+Pillow, not the whole project.
 """
 
 from __future__ import annotations
@@ -23,37 +23,13 @@ import torch
 from torch import Tensor
 
 from tasks.inference.trellis.process.network import pipeline
-from tasks.inference.trellis.process.network.cube_tables import CORNER_OFFSETS
-from tasks.inference.trellis.process.network.cubes import DEFORM, DISTANCE, CubeMesh, mesh_of
 from tasks.inference.trellis.process.network.loader import WeightPlaces, load
-from tasks.inference.trellis.process.network.sparse import Voxels
+from tests.benchmarks.forced_geometry.sitecustomize import force_networks
+from tests.benchmarks.random_weights import FULL, FULL_CHANNELS, make
 
 GIB = 2**30
 ASKED = pipeline.Request(seed=42, structure_steps=30, structure_strength=7.5, latent_steps=12, latent_strength=3.0)
 RUNS = 4
-RADIUS, BUMP, BUMPS = 0.36, 0.01, 20
-
-
-class ForcedGeometry(pipeline.ViewsToMesh):
-    """The pipeline with the geometry of a bumpy sphere in the place of what the networks give."""
-
-    def occupied(self, latents: Tensor) -> Tensor:
-        side = super().occupied(latents).device, 64
-        middle = (torch.arange(side[1], device=side[0]) + 0.5) / side[1] - 0.5
-        points = torch.stack(torch.meshgrid(middle, middle, middle, indexing="ij"), -1)
-        return (_distance(points).abs() < 1 / side[1]).nonzero()
-
-    def surface(self, latents: Tensor, voxels: Voxels) -> CubeMesh:
-        decoder = self._networks.mesh_decoder
-        coords, features = decoder(latents, voxels)
-        corners = coords[:, None] + torch.tensor(CORNER_OFFSETS, device=coords.device)
-        features[:, DISTANCE] = _distance(corners / decoder.cube_resolution - 0.5)
-        features[:, DEFORM] = 0
-        return mesh_of(coords, features, decoder.cube_resolution)
-
-
-def _distance(points: Tensor) -> Tensor:
-    return points.norm(dim=-1) - RADIUS - BUMP * (BUMPS * points).sin().prod(-1)
 
 
 def measure(counts: list[int], compiles: bool, limit_gib: float) -> None:
@@ -69,7 +45,8 @@ def measure(counts: list[int], compiles: bool, limit_gib: float) -> None:
     ready = time.perf_counter()
     gc.collect()
     torch.cuda.empty_cache()
-    made = ForcedGeometry(networks, compiles)
+    force_networks(pipeline)
+    made = pipeline.ViewsToMesh(networks, compiles)
     tell(
         {
             "card": torch.cuda.get_device_name(), "torch": torch.__version__, "compiled": compiles,
@@ -120,10 +97,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = asked.weights or Path(scratch) / "weights"
-        os.environ |= {"HF_HOME": str(folder / "huggingface"), "TORCH_HOME": str(folder / "torch")}
-        os.environ |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # deterministic matrix products
         if not folder.exists():
-            subprocess.run([sys.executable, "-m", "tests.benchmarks.random_weights", str(folder)], check=True)
+            make(folder, FULL, FULL_CHANNELS, "cuda")
+            torch.cuda.empty_cache()
+        os.environ |= {"HF_HOME": str(folder / "hf"), "TORCH_HOME": str(folder / "torch")}
+        os.environ |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # deterministic matrix products
         for name in ("plain", "limit", "compiled"):
             command = [sys.executable, "-m", "tests.benchmarks.trellis", "--one", name]
             command += ["--limit-gib", str(asked.limit_gib), "--views", *map(str, asked.views)]

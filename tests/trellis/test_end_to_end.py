@@ -14,6 +14,8 @@ from tasks.inference.trellis.trellis_engine import Trellis
 from tasks.settings import InferParameters
 from tests.benchmarks.random_weights import TINY, TINY_CHANNELS, make
 
+pytestmark = pytest.mark.trellis
+
 PARAMETERS = InferParameters.model_validate({"seed": 3, "trellis": {"ss_steps": 3, "slat_steps": 2}})
 
 

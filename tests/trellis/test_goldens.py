@@ -20,6 +20,8 @@ from tasks.inference.trellis.process.network.sampler import Sampling, sample  # 
 from tasks.inference.trellis.process.network.sparse import Voxels  # noqa: E402
 from tests.trellis import golden_rules as rules  # noqa: E402
 
+pytestmark = pytest.mark.trellis
+
 GOLDENS = Path(__file__).parents[1] / "data" / "trellis"
 LIMITS = {"fp32": 1e-5, "fp16": 5e-3}
 PATCHES, WIDE_LAYERS = 50, (4, 11, 17, 23)

@@ -25,6 +25,8 @@ from tasks.inference.trellis.process.network.sparse import PointwiseConv, Subman
 from tasks.inference.trellis.process.network.vision_transformer import VisionTransformer  # noqa: E402
 from tests.trellis import golden_rules as rules  # noqa: E402
 
+pytestmark = pytest.mark.trellis
+
 
 @pytest.fixture(autouse=True)
 def _no_gradients() -> Iterator[None]:

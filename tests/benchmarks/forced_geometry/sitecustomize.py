@@ -56,7 +56,30 @@ def force_distances(module: ModuleType) -> None:
     extractor.__call__ = forced
 
 
+def force_networks(module: ModuleType) -> None:
+    """Both for the networks in plain PyTorch: `module` is their pipeline's."""
+    decode, extract = module.ViewsToMesh.occupied, module.mesh_of
+    torch = sys.modules["torch"]
+
+    def shell(self: Any, latents: Any) -> Any:
+        decode(self, latents)
+        cells = self._networks.latent_flow.resolution
+        middles = (torch.arange(cells, device=latents.device) + 0.5) / cells - 0.5
+        grid = torch.stack(torch.meshgrid(middles, middles, middles, indexing="ij"), dim=-1)
+        return (distance(grid).abs() < HALF_THICKNESS / cells).nonzero()
+
+    def cut_out(coords: Any, features: Any, resolution: int) -> Any:
+        offsets = [(i & 1, i >> 1 & 1, i >> 2 & 1) for i in range(8)]
+        corners = coords[:, None] + torch.tensor(offsets, device=coords.device)
+        features = features.clone()
+        features[:, :8], features[:, 8:32] = distance(corners / resolution - 0.5), 0
+        return extract(coords, features, resolution)
+
+    module.ViewsToMesh.occupied, module.mesh_of = shell, cut_out
+
+
 FORCED: dict[str, Callable[[ModuleType], None]] = {
+    "process.network.pipeline": force_networks,
     "trellis.models.sparse_structure_vae": force_shell,
     "trellis.representations.mesh.cube2mesh": force_distances,
 }

@@ -29,9 +29,6 @@ VARIANT = "plain-torch"
 class Model(ABC):
     """A model of the process. `answer` turns a request of the channel into its answer."""
 
-    wanted: tuple[str, ...]
-    """The packages that it needs or can use, for `probe`."""
-
     def __init__(self, progressed: Callable[[float], None]) -> None:
         self._progressed = progressed
         self._loads_weights = False
@@ -60,7 +57,11 @@ class Model(ABC):
 
     def _probe(self, _: Message) -> Message:
         """Import each package; answer with its version or the reason why it cannot be imported, and with the GPU."""
-        found: dict[str, Any] = {name: _imported(name) for name in self.wanted}
+        wanted = [
+            "torch", "trellis.pipelines", "spconv.pytorch", "flash_attn", "xformers.ops", "nvdiffrast.torch",
+            "diff_gaussian_rasterization", "fast_simplification",
+        ]  # fmt: skip
+        found: dict[str, Any] = {name: _imported(name) for name in wanted}
         device = None
         if not found["torch"]["error"]:
             torch = importlib.import_module("torch")
@@ -88,8 +89,6 @@ class Model(ABC):
 
 class NetworkModel(Model):
     """The networks in plain PyTorch (`network`)."""
-
-    wanted = ("torch", "safetensors")
 
     def __init__(self, progressed: Callable[[float], None]) -> None:
         super().__init__(progressed)

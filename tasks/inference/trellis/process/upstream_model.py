@@ -36,11 +36,6 @@ Y_UP_TO_Z_UP = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], np.float32)
 class UpstreamModel(Model):
     """Upstream's pipeline, its blocks replayed as CUDA graphs."""
 
-    wanted = (
-        "torch", "trellis.pipelines", "spconv.pytorch", "flash_attn", "xformers.ops", "nvdiffrast.torch",
-        "diff_gaussian_rasterization", "fast_simplification",
-    )  # fmt: skip
-
     def __init__(self, progressed: Callable[[float], None]) -> None:
         super().__init__(progressed)
         self._pipeline: Any = None

@@ -175,7 +175,7 @@ def _vision(made: Any, file: Path, device: torch.device, dtype: torch.dtype, pre
 def _tensors(file: Path, device: torch.device, prefix: str = "") -> dict[str, Tensor]:
     """The tensors of a file whose keys begin with `prefix`, which is taken off. Others are not read."""
     if file.suffix == ".pth":
-        stored = torch.load(file, map_location=device, weights_only=True, mmap=True)
+        stored = torch.load(file, map_location=device, weights_only=True)
         return {key.removeprefix(prefix): tensor for key, tensor in stored.items() if key.startswith(prefix)}
     with safe_open(file, "pt", device=str(device)) as stored:
         return {key.removeprefix(prefix): stored.get_tensor(key) for key in stored.keys() if key.startswith(prefix)}  # noqa: SIM118

@@ -68,7 +68,7 @@ class Windows:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(N, H, D) each -> (N, H, D)."""
-        seen = attend(*(self._padded(each) for each in (q, k, v)), self.mask)
+        seen = attend(self._padded(q), self._padded(k), self._padded(v), self.mask)
         result = torch.empty_like(v)
         result[self.order] = seen[self.window, self.place]
         return result

@@ -50,9 +50,15 @@ class StepGraphs:
         return self._results[conditional].clone()  # the next replay of either graph overwrites it
 
 
-def _refill(buffers: list[Tensor], new: list[Tensor]) -> None:
-    for buffer, each in zip(buffers, new, strict=True):
-        buffer.copy_(each)
+def on_gpu(tensor: Tensor) -> bool:
+    """True where graphs can be recorded."""
+    return tensor.device.type == "cuda"
+
+
+def _refill(buffers: list[Tensor], flow: Any, condition: Tensor) -> None:
+    """Copy a condition's keys and values, block by block: two sets of them would take gigabytes."""
+    for buffer, block in zip(buffers, flow.blocks, strict=True):
+        buffer.copy_(block.cross_attn.keys_values(condition.to(flow.dtype)))
 
 
 class StructureSteps:
@@ -65,14 +71,13 @@ class StructureSteps:
 
     def begin(self, condition: Tensor, x: Tensor) -> Callable[[Tensor, float, bool], Tensor]:
         """The velocity for a condition (1, S, C) and latents of the shape of x."""
-        keys_values = self._flow.keys_values(condition)
-        if x.device.type != "cuda":
-            return _eager(self._flow, keys_values)
+        if not on_gpu(x):
+            return _eager(self._flow, self._flow.keys_values(condition))
         if self._graphs is None:
-            self._keys_values = keys_values
-            self._graphs = StepGraphs(self._flow, x, keys_values, torch.cuda.graph_pool_handle())
+            self._keys_values = self._flow.keys_values(condition)
+            self._graphs = StepGraphs(self._flow, x, self._keys_values, torch.cuda.graph_pool_handle())
         else:
-            _refill(self._keys_values, keys_values)
+            _refill(self._keys_values, self._flow, condition)
         return self._graphs.velocity
 
 
@@ -88,7 +93,7 @@ class LatentSteps:
     def begin(self, condition: Tensor, coords: Tensor) -> tuple[int, Callable[[Tensor, float, bool], Tensor]]:
         """The number of rows that the latents are padded to, and the velocity for contexts (V, S, C) and voxels."""
         flow = self._flow
-        if coords.device.type != "cuda":
+        if not on_gpu(coords):
             keys_values, pyramid = flow.keys_values(condition), Pyramid.of(coords, flow.channels)
             return len(coords), _eager(lambda x, t, given: flow(x, t, given, pyramid), keys_values)
         pyramid = Pyramid.of(coords, flow.channels, VOXEL_BUCKET, TOKEN_BUCKET)
@@ -107,7 +112,7 @@ class LatentSteps:
     def _hold(self, condition: Tensor) -> None:
         """Keep the condition's keys and values where the graphs read them. Another number of views ends the graphs."""
         if self._keys_values and self._keys_values[0].shape[1] == len(condition):
-            _refill(self._keys_values, self._flow.keys_values(condition))
+            _refill(self._keys_values, self._flow, condition)
             return
         self.release()
         self._keys_values = self._flow.keys_values(condition)
