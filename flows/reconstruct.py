@@ -98,13 +98,13 @@ def reconstruct(
 
 def prepare(listing: Listing, engine: EngineChoice, upload: Upload) -> Prepared:
     """Stage and validate a capture; raises CaptureRefused if it lacks what the engine needs."""
+    weights = weights_for(engine)
     staged = stage_capture(listing)
     try:
         examined = validate_capture(staged, ENGINES[engine.name].needs)
     except CaptureRefused:
         staged.leave_scratch()
         raise
-    weights = weights_for(engine, examined)
     return Prepared(capture=staged, examined=examined, engine=engine, weights=weights, upload=upload)
 
 

@@ -145,7 +145,7 @@ def _inferred(listing: Listing, engine: EngineChoice, parameters: Parameters) ->
     examined = validate_capture.stored(staged, ENGINES[engine.name].needs)
     if examined is None:
         return False
-    return infer.stored(staged, engine, parameters.infer, weights_for(engine, examined)) is not None
+    return infer.stored(staged, engine, parameters.infer, weights_for(engine)) is not None
 
 
 def _listed(dataset: str, output: str) -> tuple[list[Listing], list[Planned]]:

@@ -108,8 +108,7 @@ def settings(output: Path) -> dict[str, str]:
 def make(root: Path, dinov2: Path, output: Path) -> Bundle:
     """All files of the bundle's required part below `output`, hashed and pinned."""
     folder = output / "weights" / "new"
-    published = declared()
-    sources = [_placed(source) for source in published.only("required").sources]
+    sources = [_placed(source) for source in declared().sources]
     made = {PIPELINE: _pipeline, VGGT: _vggt}
     for source in sources:
         if source.on_hub:
@@ -130,8 +129,7 @@ def make(root: Path, dinov2: Path, output: Path) -> Bundle:
     manifest = Manifest(schema=1, files=bundle.entries())
     (folder / "manifest.json").write_text(manifest.model_dump_json(by_alias=True))
     os.replace(folder, folder.with_name(bundle.digest))
-    whole = Bundle(sources=(*pinned, *published.only("masks").sources))
-    (output / "weights.json").write_text(whole.model_dump_json(exclude_none=True))
+    (output / "weights.json").write_text(bundle.model_dump_json(exclude_none=True))
     return bundle
 
 
