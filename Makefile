@@ -32,7 +32,7 @@ test-wheels:  ## install the extra `gpu` from wheels alone into an empty environ
 	  '.[gpu]' pytest pytest-timeout pytest-xdist
 	cd $(WHEELS_ONLY) && bin/capture2mesh weights list
 	# no compiler, no git, no CUDA toolkit: nothing but this environment is on the path
-	PATH=$(CURDIR)/$(WHEELS_ONLY)/bin $(CURDIR)/$(WHEELS_ONLY)/bin/python -m pytest tests/trellis/test_end_to_end.py
+	PATH=$(CURDIR)/$(WHEELS_ONLY)/bin $(CURDIR)/$(WHEELS_ONLY)/bin/python -m pytest tests/trellis
 
 test-system: $(INSTALLED)  ## run the tests of the whole stack, of killed runs and of the UI
 	$(BIN)/python -m pytest -m system --numprocesses auto --dist loadfile
