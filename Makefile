@@ -29,7 +29,7 @@ test-wheels:  ## install the extra `gpu` from wheels alone into an empty environ
 	rm -rf $(WHEELS_ONLY)
 	$(PYTHON) -m venv $(WHEELS_ONLY)
 	$(WHEELS_ONLY)/bin/python -m pip install --quiet --only-binary :all: --constraint infra/constraints.txt \
-	  '.[gpu]' pytest pytest-timeout pytest-xdist
+	  '.[gpu]' pytest pytest-timeout pytest-xdist point-cloud-utils
 	cd $(WHEELS_ONLY) && bin/capture2mesh weights list
 	# no compiler, no git, no CUDA toolkit: nothing but this environment is on the path
 	PATH=$(CURDIR)/$(WHEELS_ONLY)/bin $(CURDIR)/$(WHEELS_ONLY)/bin/python -m pytest tests/trellis
