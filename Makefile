@@ -6,17 +6,39 @@ INSTALLED := $(VENV)/.installed
 FILES := --dist loadfile --no-loadscope-reorder
 # and often waits for another process
 PROCESSES := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 3 / 2 )))
+WITH_TORCH := $(VENV)/.with-torch
+WHEELS_ONLY := build/wheels-only
+# the longest test of the network, run once: where nothing but wheels is installed
+END_TO_END := tests/trellis/test_end_to_end.py
 
-.PHONY: help demo test test-system lint stack stack-down stack-reset clean
+.PHONY: help demo gpu test test-trellis test-wheels test-system lint stack stack-down stack-reset clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)  ## reconstruct the bundled sample into out/
 	$(BIN)/python -m flows reconstruct tests/data/mug out
 
+gpu:  ## set up .venv to run TRELLIS on an NVIDIA GPU: adds torch
+	@nvidia-smi --list-gpus 2>/dev/null || { \
+	  echo "No NVIDIA driver answers here (nvidia-smi): TRELLIS would run on the CPU only, very slowly."; \
+	  echo "torch and its CUDA libraries are about 3 GB. The download starts in 10 seconds; Ctrl-C stops it."; sleep 10; }
+	@$(MAKE) --no-print-directory $(WITH_TORCH)
+
 test: lint  ## lint, and run the tests
-	$(BIN)/python -m pytest -m 'not system' --numprocesses $(PROCESSES) $(FILES)
+	$(BIN)/python -m pytest -m 'not system and not trellis' --numprocesses $(PROCESSES) $(FILES)
+
+test-trellis: $(WITH_TORCH)  ## add torch to .venv, and run the tests of the TRELLIS network on the CPU
+	$(BIN)/python -m pytest -m trellis --ignore $(END_TO_END) --numprocesses auto $(FILES)
+
+test-wheels:  ## install the extra `gpu` from wheels alone into an empty environment, and run TRELLIS in it
+	rm -rf $(WHEELS_ONLY)
+	$(PYTHON) -m venv $(WHEELS_ONLY)
+	$(WHEELS_ONLY)/bin/python -m pip install --quiet --only-binary :all: --constraint infra/constraints.txt \
+	  '.[gpu]' pytest pytest-timeout pytest-xdist point-cloud-utils
+	cd $(WHEELS_ONLY) && bin/capture2mesh weights list
+	# no compiler, no git, no CUDA toolkit: nothing but this environment is on the path
+	PATH=$(CURDIR)/$(WHEELS_ONLY)/bin $(CURDIR)/$(WHEELS_ONLY)/bin/python -m pytest $(END_TO_END)
 
 test-system: $(INSTALLED)  ## run the tests of the whole stack, of killed runs and of the UI
 	$(BIN)/python -m pytest -m system --numprocesses $(PROCESSES) $(FILES)
@@ -42,5 +64,9 @@ $(INSTALLED): pyproject.toml infra/constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint infra/constraints.txt --editable '.[test]'
 	touch $@
 
-clean:  ## remove the virtual environment and out/
-	rm -rf $(VENV) out
+$(WITH_TORCH): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint infra/constraints.txt --editable '.[gpu]'
+	touch $@
+
+clean:  ## remove the virtual environment, build/ and out/
+	rm -rf $(VENV) build out

@@ -110,6 +110,7 @@ def reconstruct(
 
 def prepare(listing: Listing, engine: EngineChoice, parameters: Parameters, upload: Upload) -> Prepared:
     """Stage and validate a capture and find its cameras; raises CaptureRefused if it lacks what the engine needs."""
+    weights = weights_for(engine)
     staged = stage_capture(listing)
     needs = ENGINES[engine.name].needs
     try:
@@ -118,7 +119,6 @@ def prepare(listing: Listing, engine: EngineChoice, parameters: Parameters, uplo
     except CaptureRefused:
         staged.leave_scratch()
         raise
-    weights = weights_for(engine, examined)
     return Prepared(capture=staged, examined=examined, cameras=cameras, engine=engine, weights=weights, upload=upload)
 
 

@@ -1,7 +1,7 @@
 """Check the licences of all packages that an installation with the extras `server` and `gpu` brings.
 
 `python -m infra.licences`, as `make lint` does, fails if a licence is neither permissive nor MPL. Packages that only
-the tests need are left out. The large packages of the extra `gpu` need not be installed: their licences are noted here.
+the tests need are left out. torch, of the extra `gpu`, need not be installed: its licence is noted here.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ EXCEPTIONS = {
     "openexr": "BSD-3-Clause: its metadata names no licence",
 }
 """Packages that fail the check and are accepted, with the reason."""
-NOT_INSTALLED = {"torch": "BSD-3-Clause", "spconv-cu126": "Apache-2.0"}
-"""Licences of packages of the extra `gpu`, as their authors publish them."""
+NOT_INSTALLED = {"torch": "BSD-3-Clause"}
+"""Licences of packages of the extra `gpu`, as their authors publish them. NVIDIA's CUDA libraries, which torch's build
+for CUDA brings as packages, are under NVIDIA's own terms, free of charge."""
 
 
 def licence_of(package: Distribution) -> str:

@@ -18,13 +18,16 @@ from tasks.inference.gpus import query_gpus
 from tasks.inference.trellis.model_process import Runtime, TrellisProcess
 from tasks.settings import EngineName
 from tasks.store.location import Location
-from tasks.weights.local import find, require
-from tasks.weights.pins import bundle
+from tasks.weights.local import require
+from tasks.weights.pins import bundle, declared
 
 MIN_PYTHON = (3, 11)
+LEAST_DRIVER = {"13": 580, "12": 525, "11": 450}
+"""The oldest major version of NVIDIA's driver for each major version of CUDA (CUDA's compatibility guide)."""
 
-Purpose = Literal["every run", "trellis", "to_glb", "speed"]
+Purpose = Literal["every run", "trellis", "to_glb"]
 UPSTREAM = "https://github.com/GAP-LAB-CUHK-SZ/ReconViaGen"
+GPU_EXTRA = "pip install 'capture2mesh[gpu]'"
 
 
 @dataclass(frozen=True)
@@ -52,26 +55,22 @@ def findings(runtime: Runtime, weights: Callable[[], str], store: Location) -> l
         _driver(),
         *_model_process(runtime),
         _weights(weights),
+        *_licences(),
     ]
 
 
 def weights_here() -> str:
     """Describe the bundle on this machine; raises an InputError that says what to do if none is complete."""
     wanted = bundle()
-    if find(wanted) is None:
-        wanted.refuse_unpinned()
-    masks = " with masks" if find(bundle(masks=True)) is not None else ""
-    return f"bundle {wanted.digest[:12]}{masks} in {require(wanted).parent}"
+    wanted.refuse_unpinned()
+    return f"bundle {wanted.digest[:12]} in {require(wanted).parent}"
 
 
 def can_run(engine: EngineName, found: Sequence[Finding], exporter: str = "auto") -> bool:
-    """Return whether this machine can run an engine with an exporter. `auto` needs only what every run needs.
-
-    By default trellis uses the exporter to_glb, which needs packages of its own; `native` needs no others.
-    """
+    """Return whether this machine can run an engine with an exporter. `auto` needs only what every run needs."""
     needed: set[Purpose] = {"every run"}
     if engine == "trellis":
-        needed |= {"trellis"} if exporter == "native" else {"trellis", "to_glb"}
+        needed |= {"trellis", "to_glb"} if exporter == "to_glb" else {"trellis"}
     return all(each.ok for each in found if each.needed_for in needed)
 
 
@@ -142,59 +141,61 @@ def _model_process(runtime: Runtime) -> list[Finding]:
     try:
         told = process.request("probe").header
     except Capture2MeshError as error:
-        return [Finding("trellis", str(error), "trellis", False, f"see {UPSTREAM} for its installation")]
+        return [Finding("trellis", str(error), "trellis", False, GPU_EXTRA)]
     finally:
         process.shutdown()
-    imports, device = told["imports"], told["device"]
+    imports = told["imports"]
     return [
-        _package(imports, "torch", ["torch"], "trellis", "pip install 'capture2mesh[gpu]'"),
-        _gpu(device, runtime),
+        _package(imports, "torch", "trellis", GPU_EXTRA),
+        _package(imports, "safetensors", "trellis", GPU_EXTRA),
+        *([] if told["cuda"] is None else [_cuda(told["cuda"])]),
+        *([] if told["device"] is None else _gpu(told["device"], runtime)),
         _package(
             imports,
-            "trellis (ReconViaGen)",
-            ["trellis.pipelines"],
-            "trellis",
-            f"install {UPSTREAM} and set CAPTURE2MESH_TRELLIS_ROOT to its checkout; `trellis` on PyPI is not it",
+            "trellis.pipelines",
+            "to_glb",
+            f"only for export.exporter=to_glb: install {UPSTREAM} and set CAPTURE2MESH_TRELLIS_ROOT to its checkout;"
+            " `trellis` on PyPI is not it",
         ),
-        _package(imports, "spconv", ["spconv.pytorch"], "trellis", "pip install spconv-cu126"),
+        _package(imports, "nvdiffrast.torch", "to_glb", "install it, or use export.exporter=native"),
         _package(
             imports,
-            "sparse attention",
-            ["flash_attn", "xformers.ops"],
-            "trellis",
-            "install flash-attn, or xformers and set ATTN_BACKEND=xformers",
-        ),
-        _package(imports, "nvdiffrast", ["nvdiffrast.torch"], "to_glb", "install it, or use export.exporter=native"),
-        _package(
-            imports,
-            "gaussian rasteriser",
-            ["diff_gaussian_rasterization"],
+            "diff_gaussian_rasterization",
             "to_glb",
             "install the mip-splatting fork, or use export.exporter=native",
         ),
-        _package(imports, "fast-simplification", ["fast_simplification"], "speed", "pip install fast-simplification"),
     ]
 
 
-def _gpu(device: Mapping[str, Any] | None, runtime: Runtime) -> Finding:
+def _cuda(told: Mapping[str, Any]) -> Finding:
+    """Say whether torch can use CUDA: it may be a build without, or one for a newer driver than the one here."""
+    built_for, fault = told["built_for"], told["error"]
+    if built_for is None:
+        return Finding("CUDA", "this torch is built for the CPU", "trellis", False, "install a build of torch for CUDA")
+    found = f"torch is built for CUDA {built_for}"
+    if not fault:
+        return Finding("CUDA", found, "trellis", True)
+    least = LEAST_DRIVER.get(built_for.partition(".")[0])
+    driver = f"a driver of version {least} or newer" if least else "a newer driver"
+    todo = f"use a GPU and {driver}, or install a build of torch for an older CUDA; check CUDA_VISIBLE_DEVICES"
+    return Finding("CUDA", f"{found}: {fault}", "trellis", False, todo)
+
+
+def _gpu(device: Mapping[str, Any], runtime: Runtime) -> list[Finding]:
+    """The GPU's memory, and the trial computation on it."""
     needed = runtime.min_free_vram_gib
-    if device is None:
-        return Finding("GPU", "torch sees none", "trellis", False, "check the driver and CUDA_VISIBLE_DEVICES")
     found = f"{device['name']}, {device['free_gib']:.1f} of {device['total_gib']:.1f} GiB free"
     todo = f"free {needed:g} GiB, or use a larger GPU"
-    return Finding("GPU", found, "trellis", device["free_gib"] >= needed, todo)
+    findings = [Finding("GPU", found, "trellis", device["free_gib"] >= needed, todo)]
+    if (seconds := device.get("trial_seconds")) is not None:
+        findings.append(Finding("trial on the GPU", f"half-precision attention: {seconds:.1f} s", "trellis", True))
+    return findings
 
 
-def _package(
-    imports: Mapping[str, Mapping[str, str]], name: str, modules: Sequence[str], purpose: Purpose, todo: str
-) -> Finding:
-    """Look for the first module that can be imported; one is enough. If none can, say why."""
-    for module in modules:
-        if not imports[module]["error"]:
-            package = module.partition(".")[0]
-            return Finding(name, f"{package} {imports[module]['version']}".strip(), purpose, True)
-    reasons = "; ".join(dict.fromkeys(imports[module]["error"] for module in modules))
-    return Finding(name, reasons, purpose, False, todo)
+def _package(imports: Mapping[str, Mapping[str, str]], module: str, purpose: Purpose, todo: str) -> Finding:
+    name = module.partition(".")[0]
+    told = imports[module]
+    return Finding(name, told["error"] or f"{name} {told['version']}".strip(), purpose, not told["error"], todo)
 
 
 def _weights(weights: Callable[[], str]) -> Finding:
@@ -202,6 +203,17 @@ def _weights(weights: Callable[[], str]) -> Finding:
         return Finding("weights", weights(), "trellis", True)
     except Capture2MeshError as error:
         return Finding("weights", str(error), "trellis", False, "run `capture2mesh weights fetch`")
+
+
+def _licences() -> list[Finding]:
+    """The terms of each repository of weights, as the list tells them. They bind you, not this program."""
+    try:
+        sources = declared().sources
+    except Capture2MeshError:
+        return []  # the weights' own finding tells it
+    return [
+        Finding(f"licence of {source.repository}", source.licence or "not known", "trellis", True) for source in sources
+    ]
 
 
 def _first_line(error: BaseException) -> str:

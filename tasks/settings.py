@@ -208,7 +208,12 @@ class Settings(BaseSettings):
         description="Folder of the engines' weights on this machine.",
     )
     weights_list: Path = Field(
-        Path(__file__).parents[1] / "infra" / "weights.json", description="File that lists the weights and their pins."
+        Path(__file__).with_name("weights") / "weights.json", description="File that lists the weights."
+    )
+    weights_lock: Path = Field(
+        Path(__file__).parents[1] / "infra" / "weights.lock.json",
+        description="File with the revision and digest of every weights file. Without it, the lock file beside the"
+        " weights counts, which the first `weights fetch` writes.",
     )
     weights_mirror: str = Field("", description="fsspec URL of a copy of the weights; empty: the Hugging Face hub.")
     weights_parallel: int = Field(4, ge=1, description="Number of weights files that are downloaded at once.")

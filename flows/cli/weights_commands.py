@@ -12,63 +12,76 @@ from flows.cli.conventions import EXIT_FAILED, errors_told, print_table, tell_er
 
 app = typer.Typer(name="weights", help="The weights of the TRELLIS engine.", no_args_is_help=True)
 
-Masks = Annotated[bool, typer.Option("--masks", help="With BiRefNet, for views that have neither alpha nor depth.")]
-
 
 @app.command("list")
 def list_() -> None:
-    """Show the declared list: what is pinned, and what is on this machine."""
+    """Show the files' repositories: what is pinned, what is on this machine, and the licences."""
     from rich.table import Table
 
     from tasks.settings import settings
     from tasks.weights.local import blobs_present, find
-    from tasks.weights.pins import bundle, declared
+    from tasks.weights.pins import bundle
 
     with errors_told():
-        table = Table("repository", "part", "revision", "files", "size", "pinned", "present")
-        for source in declared().sources:
+        wanted = bundle()
+        table = Table("repository", "revision", "files", "size", "pinned", "present", "licence")
+        for source in wanted.sources:
             revision = source.revision[:12] if source.revision else "" if source.has_revisions else "(none)"
-            size = sum(file.bytes or 0 for file in source.files)
             present = blobs_present(source)
             table.add_row(
                 source.repository,
-                source.part,
                 revision,
                 str(len(source.files)),
-                f"{size / 1e6:,.1f} MB" if source.pinned else "?",
+                f"{source.total_bytes / 1e6:,.1f} MB" if source.pinned else "?",
                 "yes" if source.pinned else "NO",
                 "yes" if present == len(source.files) else f"{present} of {len(source.files)}",
+                source.licence,
             )
         print_table(table)
-        for masks in (False, True):
-            wanted = bundle(masks)
-            state = "not pinned" if wanted.unpinned else "whole" if find(wanted) else "not fetched"
-            typer.echo(f"bundle {wanted.digest[:12]} {'with' if masks else 'without'} masks: {state}")
-        typer.echo(f"folder {settings().weights}")
+        state = "not pinned: `weights fetch` does it" if wanted.unpinned else "whole" if find(wanted) else "not fetched"
+        typer.echo(f"bundle: {state}")
+        typer.echo(f"folder: {settings().weights}")
 
 
 @app.command()
 def fetch(
-    masks: Masks = False,
     repair: Annotated[bool, typer.Option("--repair", help="Hash the files and download wrong ones again.")] = False,
+    frozen: Annotated[bool, typer.Option("--frozen", help="Refuse files that no lock file pins.")] = False,
+    write_lock: Annotated[
+        bool, typer.Option("--write-lock", help="Also write the lock file at CAPTURE2MESH_WEIGHTS_LOCK.")
+    ] = False,
 ) -> None:
-    """Download what is missing; continues downloads that were interrupted."""
-    from tasks.weights.local import fetch
-    from tasks.weights.pins import bundle
+    """Download what is missing; continues downloads that were interrupted.
 
-    with errors_told(), _bar("weights") as progress:
-        folder = fetch(bundle(masks), progress, repair)
+    The first fetch also writes a lock file with the revision and digest of every file, which all later ones follow.
+    """
+    from tasks.settings import settings
+    from tasks.store.local_files import write_atomically
+    from tasks.weights.local import fetch
+    from tasks.weights.pins import bundle, local_lock, lock_text
+
+    with errors_told():
+        with _bar("weights") as progress:
+            folder = fetch(bundle(), progress, repair, frozen)
+        pinned = bundle()
+        for source in pinned.sources:
+            size = f"{len(source.files)} file(s), {source.total_bytes / 1e6:,.1f} MB"
+            typer.echo(f"{source.repository} at {source.revision or 'its URL'}: {size}", err=True)
+        if write_lock:
+            write_atomically(settings().weights_lock, lock_text(pinned).encode())
+        lock = settings().weights_lock if settings().weights_lock.exists() else local_lock()
+        typer.echo(f"lock file: {lock}", err=True)
     typer.echo(folder)
 
 
 @app.command()
-def verify(masks: Masks = False) -> None:
+def verify() -> None:
     """Hash every file again; exit 1 if one is not as it is pinned."""
     from tasks.weights.local import verify
     from tasks.weights.pins import bundle
 
     with errors_told(), _bar("verify") as progress:
-        wanted = bundle(masks)
+        wanted = bundle()
         faults = verify(wanted, progress)
     for fault in faults:
         tell_error(fault)
@@ -76,19 +89,6 @@ def verify(masks: Masks = False) -> None:
         typer.echo("run `capture2mesh weights fetch --repair`", err=True)
         raise typer.Exit(EXIT_FAILED)
     typer.echo(f"bundle {wanted.digest[:12]}: every file is as it is pinned")
-
-
-@app.command()
-def pin(
-    update: Annotated[bool, typer.Option("--update", help="Take the newest revisions on the hub.")] = False,
-) -> None:
-    """Record revisions, sizes and digests in the declared list, from where the files are published."""
-    from tasks.settings import settings
-    from tasks.weights.pinning import pin
-
-    with errors_told():
-        pin(settings().weights_list, update, lambda line: typer.echo(line, err=True))
-    typer.echo(settings().weights_list)
 
 
 @contextmanager

@@ -42,6 +42,8 @@ class Needs(BaseModel, frozen=True):
     """True if every view needs a depth map in metres"""
     min_views: int
     """Least number of views"""
+    masks: bool = False
+    """True if alpha, depth or bounds have to tell the object from its background in every view"""
 
 
 class CaptureReport(StoredResult):
@@ -55,11 +57,6 @@ class CaptureReport(StoredResult):
     """True if every view has a camera"""
     layout: str = OWN.name
     """Name of the layout that the capture is in"""
-
-    @property
-    def lacks_masks(self) -> bool:
-        """True if a view has nothing that tells the object from its background."""
-        return any(view.coverage == 1 for view in self.views)
 
 
 def examine(
@@ -110,6 +107,8 @@ def examine(
     facts = [view.facts for view in inspected if view.facts is not None]
     problems += [_relative(view) for view in facts if needs.metric_depth and view.relative_depth]
     problems += _check_enough_show_the_object(facts, needs)
+    if needs.masks:
+        problems += _check_masks(facts)
     copies, alike = _check_copies(facts)
     problems += copies
     problems += _check_orientation(facts)
@@ -174,6 +173,17 @@ def _check_enough_show_the_object(facts: Sequence[Facts], needs: Needs) -> list[
         return []
     what = f"holds {showing} view(s) that show the object, of {len(facts)}; the engine needs {needs.min_views}"
     return [Problem(where=f"{VIEWS}/", what=what, todo="check the masks, the depth maps and the bounds")]
+
+
+def _check_masks(facts: Sequence[Facts]) -> list[Problem]:
+    """Views in which every pixel would be object."""
+    lacking = [view.path for view in facts if view.report.coverage == 1]
+    if not lacking:
+        return []
+    examples = ", ".join(lacking[:2])
+    what = f"has {len(lacking)} view(s) without a background ({examples}); the engine needs the object cut out"
+    todo = "save the views with an alpha channel, or add depth maps that have no reading on the background"
+    return [Problem(where=f"{VIEWS}/", what=what, todo=todo)]
 
 
 def _ignored(path: str) -> Problem:

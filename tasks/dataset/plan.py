@@ -148,7 +148,7 @@ def _inferred(listing: Listing, engine: EngineChoice, parameters: Parameters) ->
     cameras = find_cameras.stored(staged, parameters.cameras, needs)
     if examined is None or cameras is None:
         return False
-    return infer.stored(staged, cameras, engine, parameters.infer, weights_for(engine, examined)) is not None
+    return infer.stored(staged, cameras, engine, parameters.infer, weights_for(engine)) is not None
 
 
 def _listed(dataset: str, output: str) -> tuple[list[Listing], list[Planned]]:

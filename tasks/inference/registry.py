@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.capture.capture_checks import CaptureReport
 from tasks.errors import EngineUnavailable
 from tasks.inference.engine import Engine
 from tasks.inference.fusion.fusion_engine import Fusion
@@ -48,6 +47,9 @@ def require_engine(engine: EngineChoice) -> None:
         raise EngineUnavailable(f"engine {engine.name}: {lacking}; run `capture2mesh doctor`")
 
 
-def weights_for(engine: EngineChoice, report: CaptureReport) -> Weights | None:
-    """The weights that a capture's inference loads, known before any download; None for an engine without weights."""
-    return Weights.of(bundle(masks=report.lacks_masks)) if ENGINES[engine.name].has_weights else None
+def weights_for(engine: EngineChoice) -> Weights | None:
+    """The weights that an inference loads, known before any download; None for an engine without weights.
+
+    Raises InputError if no lock file says what they are.
+    """
+    return Weights.of(bundle()) if ENGINES[engine.name].has_weights else None

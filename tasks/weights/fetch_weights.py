@@ -31,11 +31,13 @@ def fetch_weights(wanted: Weights) -> Weights:
 
 
 def _declared_here(wanted: Weights) -> Bundle:
-    """The bundle of this machine's list, with or without the masks, that has the wanted digest."""
-    for masks in (False, True):
-        if (declared := bundle(masks)).digest == wanted.bundle:
-            return declared
-    raise InputError(
-        f"weights: bundle {wanted.bundle[:12]} is asked for, and {settings().weights_list} declares others; the"
-        " machines that hand work over and those that infer need the same list"
-    )
+    """The bundle of this machine, if it has the wanted digest."""
+    declared = bundle()
+    declared.refuse_unpinned()
+    if declared.digest != wanted.bundle:
+        raise InputError(
+            f"weights: bundle {wanted.bundle[:12]} is asked for, and the list and lock of this machine declare"
+            f" {declared.digest[:12]}; the machines that hand work over and those that infer need the same list"
+            f" ({settings().weights_list}) and lock ({settings().weights_lock})"
+        )
+    return declared

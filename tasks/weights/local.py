@@ -3,7 +3,8 @@
 `<weights>/blobs/<sha256>` are the files by content, `<sha256>.partial` is the part of a file that has arrived.
 `<weights>/<bundle digest>/` has hard links to them at the paths where the libraries look (`hf/` for HF_HOME, `torch/`
 for TORCH_HOME) and `manifest.json`; it appears whole, by one rename. So bundles share files, and a download that was
-killed is continued. Called by fetch_weights, the engines, the doctor and the command line.
+killed is continued. `<weights>/weights.lock.json` holds the pins of the first fetch. Called by fetch_weights, the
+engines, the doctor and the command line.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from threading import Event, Lock
 from tasks.errors import StorageError, WeightsCorrupt, WeightsMissing, storage_errors
 from tasks.settings import settings
 from tasks.store.local_files import locked, take_place, working_folder, write_atomically
-from tasks.store.location import Manifest, file_sha256, parsed_or_none
+from tasks.store.location import Manifest, file_sha256, parsed_or_none, sha256_of
+from tasks.weights.first_pins import published_pins
 from tasks.weights.origins import Origin, origin, persistent
-from tasks.weights.pins import Bundle, Source, WeightFile
+from tasks.weights.pins import Bundle, Source, WeightFile, bundle, local_lock, lock_text
 
 TOLD_SECONDS = 0.25
 """Time between two calls of a download's `progress`."""
@@ -56,7 +58,7 @@ def require(bundle: Bundle) -> Path:
 def blobs_present(source: Source) -> int:
     """Count the files of a source that are on this machine, by their sizes."""
     blobs = settings().weights / "blobs"
-    return sum(file.sha256 is not None and _size(_blob(blobs, file)) == file.bytes for file in source.files)
+    return sum(_is_there(blobs, file) for file in source.files)
 
 
 def verify(bundle: Bundle, progress: Callable[[float], None] = lambda fraction: None) -> list[str]:
@@ -83,30 +85,42 @@ def environment(folder: Path) -> dict[str, str]:
         "HF_HUB_CACHE": str(folder / "hf" / "hub"),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
-        # transformers copies the code of BiRefNet before it runs it; the bundle may be mounted read-only
-        "HF_MODULES_CACHE": str(settings().scratch / "hf-modules"),
         "TORCH_HOME": str(folder / "torch"),
     }
 
 
-def fetch(bundle: Bundle, progress: Callable[[float], None] = lambda fraction: None, repair: bool = False) -> Path:
+def fetch(
+    wanted: Bundle,
+    progress: Callable[[float], None] = lambda fraction: None,
+    repair: bool = False,
+    frozen: bool = False,
+) -> Path:
     """Download what is missing and give the folder; does nothing if it is whole.
 
-    repair: also verify what is there, and download wrong files again.
+    What is not pinned is pinned first, as it is published, and written to the lock file beside the weights.
+    repair: also verify what is there, and download wrong files again. frozen: raise InputError if something is not
+    pinned.
     """
-    if not repair and (folder := find(bundle)) is not None:
+    if not repair and not wanted.unpinned and (folder := find(wanted)) is not None:
         return folder
-    bundle.refuse_unpinned()
+    if frozen:
+        wanted.refuse_unpinned()
     root = settings().weights
     with storage_errors(str(root)):
         root.mkdir(parents=True, exist_ok=True)
         with locked(root / ".lock", create=True):  # one process downloads, others wait and then find the bundle whole
-            if repair:
-                _discard_wrong(bundle, root)
-            if (folder := find(bundle)) is not None:
+            if is_first := bool(wanted.unpinned):
+                wanted = bundle()  # the process that had the lock before may have pinned it
+            if wanted.unpinned:
+                wanted = published_pins(wanted)
+            elif repair:
+                _discard_wrong(wanted, root)
+            if not wanted.unpinned and (folder := find(wanted)) is not None:
                 return folder
-            _download(bundle, root / "blobs", origin(), progress)
-            return _assemble(bundle, root)
+            wanted = _download(wanted, root / "blobs", origin(), progress)
+            if is_first:
+                write_atomically(local_lock(), lock_text(wanted).encode())
+            return _assemble(wanted, root)
 
 
 def _assemble(bundle: Bundle, root: Path) -> Path:
@@ -123,64 +137,83 @@ def _assemble(bundle: Bundle, root: Path) -> Path:
     return final
 
 
-def _download(bundle: Bundle, blobs: Path, origin: Origin, progress: Callable[[float], None]) -> None:
-    """Download all missing blobs, several at once; if one fails, all are stopped."""
+def _download(bundle: Bundle, blobs: Path, origin: Origin, progress: Callable[[float], None]) -> Bundle:
+    """Download all missing blobs, several at once; if one fails, all are stopped. Gives the bundle, wholly pinned."""
     blobs.mkdir(parents=True, exist_ok=True)
     # by content: some files, such as empty ones, occur more than once
-    wanted = {file.sha256: (source, file) for source in bundle.sources for file in source.files}
-    missing = [pair for pair in wanted.values() if _size(_blob(blobs, pair[1])) != pair[1].bytes]
+    wanted = {_part_name(source, file): (source, file) for source in bundle.sources for file in source.files}
+    missing = {name: pair for name, pair in wanted.items() if not _is_there(blobs, pair[1])}
     counter = _Counter(
-        total=sum(file.bytes or 0 for _, file in missing),
-        done=sum(_size(_partial(_blob(blobs, file))) or 0 for _, file in missing),
+        total=sum(file.bytes or 0 for _, file in missing.values()),
+        done=sum(_size(blobs / f"{name}.partial") or 0 for name, (_, file) in missing.items() if file.bytes),
     )
     _check_space(blobs, counter.total - counter.done)
     stop = Event()
+    arrived: dict[str, WeightFile] = {}
     with ThreadPoolExecutor(settings().weights_parallel) as pool:
-        pending = {pool.submit(_obtain, origin, source, file, blobs, counter.add, stop) for source, file in missing}
+        running = {
+            pool.submit(_obtain, origin, source, file, blobs, counter.add, stop): name
+            for name, (source, file) in missing.items()
+        }
+        pending = set(running)
         try:
             while pending:
                 finished, pending = wait(pending, TOLD_SECONDS, FIRST_EXCEPTION)
                 progress(counter.fraction)
                 for future in finished:
-                    future.result()
+                    arrived[running[future]] = future.result()
         finally:
             stop.set()
             for future in pending:
                 future.cancel()
 
+    def pinned(source: Source, file: WeightFile) -> WeightFile:
+        found = arrived.get(_part_name(source, file), file)
+        return file.model_copy(update={"bytes": found.bytes, "sha256": found.sha256})
+
+    return Bundle(
+        sources=tuple(
+            source.model_copy(update={"files": tuple(pinned(source, file) for file in source.files)})
+            for source in bundle.sources
+        )
+    )
+
 
 def _obtain(
     origin: Origin, source: Source, file: WeightFile, blobs: Path, count: Callable[[int], None], stop: Event
-) -> None:
-    """Download one blob, after the part that has arrived; if the whole is wrong, it is downloaded again, once."""
-    blob = _blob(blobs, file)
-    partial = _partial(blob)
-    size = file.bytes or 0
+) -> WeightFile:
+    """Download one blob, after the part that has arrived; if the whole is wrong, it is downloaded again, once.
+
+    A file that is not pinned is pinned by what arrives. Gives the file with its size and digest.
+    """
+    partial = blobs / f"{_part_name(source, file)}.partial"
     while not stop.is_set():
         start = _size(partial) or 0
         with partial.open("ab") as stream:
-            if start < size:
+            if file.bytes is None or start < file.bytes:
                 for chunk in persistent(origin, source, file, start):
                     stream.write(chunk)
-                    count(len(chunk))
+                    if file.bytes is not None:
+                        count(len(chunk))
                     if stop.is_set():
-                        return
-                    if stream.tell() > size:
+                        return file
+                    if file.bytes is not None and stream.tell() > file.bytes:
                         break
             stream.flush()
             os.fsync(stream.fileno())
-        found = file_sha256(partial)
-        if found == file.sha256:
-            os.replace(partial, blob)
-            return
-        count(-partial.stat().st_size)
+        found = WeightFile(path=file.path, bytes=partial.stat().st_size, sha256=file_sha256(partial))
+        if file.sha256 in (None, found.sha256):
+            os.replace(partial, _blob(blobs, found))
+            return found
+        count(-(found.bytes or 0))
         partial.unlink()
         if not start:
             raise WeightsCorrupt(
-                f"{source.repository}/{file.path}: what is served is not what is pinned (sha256 {found[:12]}..., pinned"
-                f" {str(file.sha256)[:12]}...); nothing of it is kept. Try again later, or, if the change is meant, pin"
-                f" it anew in {settings().weights_list}"
+                f"{source.repository}/{file.path}: what is served is not what is pinned (sha256"
+                f" {str(found.sha256)[:12]}..., pinned {str(file.sha256)[:12]}...); nothing of it is kept. Try again"
+                " later. If the change is meant, remove the file's entry from the lock file"
             )
+    return file
 
 
 def _discard_wrong(bundle: Bundle, root: Path) -> None:
@@ -214,8 +247,13 @@ def _blob(blobs: Path, file: WeightFile) -> Path:
     return blobs / str(file.sha256)
 
 
-def _partial(blob: Path) -> Path:
-    return blob.with_name(f"{blob.name}.partial")
+def _part_name(source: Source, file: WeightFile) -> str:
+    """The name of a blob that is arriving: its digest or, if that is not known yet, a digest of its place."""
+    return file.sha256 or sha256_of(source.path_in_mirror(file.path).encode())
+
+
+def _is_there(blobs: Path, file: WeightFile) -> bool:
+    return file.sha256 is not None and _size(_blob(blobs, file)) == file.bytes
 
 
 def _size(path: Path) -> int | None:

@@ -1,14 +1,15 @@
-"""The pinned bundle: the files that the TRELLIS engine loads, by revision and content (`infra/weights.json`).
+"""The bundle of weights: the files that the TRELLIS engine loads, by revision and content.
 
-What is not pinned yet is `null`. Pins are never guessed, only recorded from the published files (pinning.py). Read by
-the engines, whose keys and reports name the bundle, and by the download.
+`weights.json` beside this module lists the files. A lock file holds the same list with the revision, size and digest of
+every file: pins are never guessed, only recorded from the published files (first_fetch.py). Read by the engines, whose
+keys and reports name the bundle, and by the download.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -22,7 +23,6 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SAFE = ".safetensors"
 REVISION_FIELD = "{revision}"
 
-Part = Literal["required", "masks"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # a branch or a tag can move: only a commit is a pin
 Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
@@ -57,8 +57,8 @@ class Source(_Declared):
     """Name on the hub, or a name of the other place."""
     note: str | None = None
     """Remark for readers of the list."""
-    part: Part = "required"
-    """`masks`: needed only for views without alpha and depth."""
+    licence: str | None = None
+    """Terms of the files, as far as public sources tell them."""
     url: str | None = None
     """Template of the files' URLs, with `{path}` and, if the place has revisions, `{revision}`; None for the hub."""
     folder: str | None = None
@@ -72,8 +72,18 @@ class Source(_Declared):
     def _is_consistent(self) -> Source:
         if (self.url is None) != (self.folder is None):
             raise ValueError(f"{self.repository}: `url` and `folder` belong together")
-        self.refuse_pickles([file.path for file in self.files])
+        self.refuse_pickles(self.paths)
         return self
+
+    @property
+    def paths(self) -> list[str]:
+        """The files' paths, in the order of the list."""
+        return [file.path for file in self.files]
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files that are pinned."""
+        return sum(file.bytes or 0 for file in self.files)
 
     @property
     def on_hub(self) -> bool:
@@ -95,6 +105,20 @@ class Source(_Declared):
     def pin(self) -> str:
         """The commit or, without revisions, a digest of the files' digests."""
         return self.revision or sha256_of(" ".join(file.sha256 or "" for file in self.files).encode())
+
+    def pinned_by(self, lock: Source | None) -> Source:
+        """This source with the pins of its twin in a lock; unchanged if it is pinned, or the twin is of other files."""
+        if self.pinned or lock is None or not lock.pinned or lock.paths != self.paths:
+            return self
+        if self.revision not in (None, lock.revision) or self.url != lock.url or not self._content_agrees(lock):
+            return self
+        return self.model_copy(update={"revision": lock.revision, "files": lock.files})
+
+    def _content_agrees(self, lock: Source) -> bool:
+        return all(
+            ours.sha256 in (None, theirs.sha256) and ours.bytes in (None, theirs.bytes)
+            for ours, theirs in zip(self.files, lock.files, strict=True)
+        )
 
     def refuse_pickles(self, published: Sequence[str]) -> None:
         """Raise ValueError if a pickle, which can run code, is declared although a safe file is published beside it."""
@@ -142,9 +166,10 @@ class Bundle(_Declared):
         """The sources that are not pinned."""
         return tuple(source for source in self.sources if not source.pinned)
 
-    def only(self, *parts: Part) -> Bundle:
-        """The bundle with the sources of these parts."""
-        return Bundle(sources=tuple(source for source in self.sources if source.part in parts))
+    def pinned_by(self, lock: Bundle | None) -> Bundle:
+        """This list with the pins of a lock, for the sources that the lock has with the same files and revision."""
+        pins = {} if lock is None else {source.repository: source for source in lock.sources}
+        return Bundle(sources=tuple(source.pinned_by(pins.get(source.repository)) for source in self.sources))
 
     def entries(self) -> tuple[FileEntry, ...]:
         """List every file of the local folder; raises InputError if something is not pinned."""
@@ -169,8 +194,8 @@ class Bundle(_Declared):
         if self.unpinned:
             names = "".join(f"\n  - {source.repository}" for source in self.unpinned)
             raise InputError(
-                f"weights: not pinned, so nothing is downloaded:{names}\n"
-                f"run `capture2mesh weights pin` on a machine that reaches them and commit {settings().weights_list}"
+                f"weights: neither {settings().weights_lock} nor {local_lock()} says what content these have:{names}\n"
+                "run `capture2mesh weights fetch` on a machine that reaches the hub, or copy its lock file here"
             )
 
 
@@ -186,28 +211,44 @@ class Weights(BaseModel):
 
     @staticmethod
     def of(bundle: Bundle) -> Weights:
-        """The weights of a bundle, which need not be downloaded."""
+        """The weights of a bundle, which need not be downloaded; raises InputError if something is not pinned."""
+        bundle.refuse_unpinned()
         return Weights(bundle=bundle.digest, revisions={source.repository: source.pin for source in bundle.sources})
 
 
-def declared(path: Path | None = None) -> Bundle:
-    """Read the declared list, with every part; raises InputError if it is not a list of weights.
+def declared() -> Bundle:
+    """Read the list at CAPTURE2MESH_WEIGHTS_LIST; raises InputError if it is not a list of weights."""
+    path = settings().weights_list
+    if (found := _read(path)) is None:
+        raise InputError(f"{path}: is not there; CAPTURE2MESH_WEIGHTS_LIST names the list of weights")
+    return found
 
-    path: None for CAPTURE2MESH_WEIGHTS_LIST.
+
+def bundle() -> Bundle:
+    """The bundle that an inference loads: the list, with the pins of the lock file at CAPTURE2MESH_WEIGHTS_LOCK.
+
+    What that lock does not pin is pinned by the lock beside the weights, if it does. The rest is not pinned.
     """
-    path = path or settings().weights_list
+    return declared().pinned_by(_read(settings().weights_lock)).pinned_by(_read(local_lock()))
+
+
+def local_lock() -> Path:
+    """The lock file beside the weights of this machine, which the first fetch writes."""
+    return settings().weights / "weights.lock.json"
+
+
+def lock_text(pinned: Bundle) -> str:
+    """The content of a lock file."""
+    return pinned.model_dump_json(indent=2, exclude_none=True) + "\n"
+
+
+def _read(path: Path) -> Bundle | None:
     try:
         return Bundle.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; CAPTURE2MESH_WEIGHTS_LIST names the list of weights") from error
+        raise InputError(f"{path}: {error.strerror}") from error
     except ValidationError as error:
         reasons = "".join(f"\n  - {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise InputError(f"{path}: not a list of weights:{reasons}") from error
-
-
-def bundle(masks: bool = False) -> Bundle:
-    """The bundle that an inference loads.
-
-    masks: with the network that makes masks for views that have neither alpha nor depth.
-    """
-    return declared().only("required", "masks") if masks else declared().only("required")

@@ -15,7 +15,7 @@ from tasks.inference.trellis.model_process import Runtime
 from tasks.store.location import Location
 from tests.support.gpu_machine import STAND_IN
 
-PACKAGES = ["spconv/pytorch", "flash_attn", "nvdiffrast/torch", "diff_gaussian_rasterization"]
+PACKAGES = ["nvdiffrast/torch", "diff_gaussian_rasterization"]
 
 
 def fetched() -> str:
@@ -55,7 +55,9 @@ def test_a_machine_with_a_gpu(gpu_machine: Path, tmp_path: Path) -> None:
     named = by_name(found)
     assert named["NVIDIA driver"].found == "580.1: Stand-in GPU 80 GiB"
     assert named["GPU"].found == "Stand-in GPU, 70.0 of 80.0 GiB free"
-    assert named["spconv"].found == "spconv 1.2.3"
+    assert named["CUDA"].found == "torch is built for CUDA 13.0"
+    assert named["trial on the GPU"].ok
+    assert named["nvdiffrast"].found == "nvdiffrast 1.2.3"
     assert named["weights"].found == "bundle 0123456789ab"
     assert not list((tmp_path / "store").glob("*"))  # the probe is gone
 
@@ -66,8 +68,8 @@ def test_a_machine_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found = findings(runtime, missing, Location.of(tmp_path / "store"))
     named = by_name(found)
     failing = {check.name for check in found if not check.ok}
-    assert failing >= {"NVIDIA driver", "GPU", "trellis (ReconViaGen)", "spconv", "weights"}
-    assert "No module named 'trellis'" in named["trellis (ReconViaGen)"].found
+    assert failing >= {"NVIDIA driver", "trellis", "nvdiffrast", "weights"}
+    assert "No module named 'trellis'" in named["trellis"].found
     assert all(check.todo for check in found if not check.ok)
     assert can_run("auto", found) and can_run("fusion", found) and not can_run("trellis", found)
 
@@ -75,9 +77,24 @@ def test_a_machine_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_what_only_the_exporter_needs(gpu_machine: Path, tmp_path: Path) -> None:
     (gpu_machine / "diff_gaussian_rasterization" / "__init__.py").write_text("import a_missing_kernel\n")
     found = findings(Runtime("w", tmp_path / "scratch", root=STAND_IN), fetched, Location.of(tmp_path / "store"))
-    assert "No module named 'a_missing_kernel'" in by_name(found)["gaussian rasteriser"].found
-    assert not can_run("trellis", found)
-    assert can_run("trellis", found, exporter="native")
+    assert "No module named 'a_missing_kernel'" in by_name(found)["diff_gaussian_rasterization"].found
+    assert not can_run("trellis", found, exporter="to_glb")
+    assert can_run("trellis", found)
+
+
+def test_a_driver_that_is_too_old_for_torch(gpu_machine: Path, tmp_path: Path) -> None:
+    runtime = Runtime("w", tmp_path / "scratch", {"STAND_IN_OLD_DRIVER": "1"}, root=STAND_IN)
+    found = findings(runtime, fetched, Location.of(tmp_path / "store"))
+    cuda = by_name(found)["CUDA"]
+    assert not cuda.ok and "driver on your system is too old" in cuda.found and "version 580" in cuda.todo
+    assert "GPU" not in by_name(found) and not can_run("trellis", found) and can_run("auto", found)
+
+
+def test_the_licence_of_each_repository_is_told(tmp_path: Path) -> None:
+    found = by_name(findings(Runtime("w", tmp_path / "scratch"), missing, Location.of(tmp_path / "store")))
+    assert found["licence of dl.fbaipublicfiles.com/dinov2"].found == "Apache-2.0"
+    assert found["licence of Stable-X/trellis-vggt-v0-2"].found.startswith("MIT")
+    assert "non-commercial" in found["licence of Stable-X/vggt-object-v0-1"].found
 
 
 def test_faults_of_every_run(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tasks.geometry.render import RayScene, render
 from tasks.mesh.export import CAPTURE_TO_GLTF
-from tests.support.gpu_machine import MASKS, PIPELINE, REVISION, gpu_environment, views_only
+from tests.support.gpu_machine import PIPELINE, REVISION, gpu_environment, views_only
 from tests.support.running import (
     STAGES,
     CommandLine,
@@ -148,17 +148,13 @@ def test_another_object_than_the_captured_one_is_not_moved(machine: Machine, cap
     assert "registered" in [check.name for check in finished.report.checks if not check.passed]
 
 
-def test_a_view_without_a_mask_brings_the_network_that_makes_them(
-    machine: Machine, capture: Callable[[str], Path]
-) -> None:
+def test_views_without_masks_are_refused(machine: Machine, capture: Callable[[str], Path]) -> None:
     ball = views_only(capture("ball"))
     for path in (ball / "views").iterdir():
         Image.open(path).convert("RGB").save(path)
     finished = machine.reconstruct(ball)
-    assert finished.code == 0, finished.stderr
-    assert finished.report.weights is not None
-    assert finished.report.weights.revisions == {PIPELINE: REVISION, MASKS: REVISION}
-    assert f"network {MASKS}" in machine.notes
+    assert finished.code == 2 and "without a background" in finished.stderr and "alpha channel" in finished.stderr
+    assert machine.runs == 0
 
 
 def test_memory_for_half_of_the_views_is_a_warning_and_not_reused(

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,17 +32,17 @@ from tasks.store.location import Manifest
 from tasks.weights import origins
 from tasks.weights.fetch_weights import fetch_weights
 from tasks.weights.local import environment, fetch, find, verify
-from tasks.weights.pinning import pin
-from tasks.weights.pins import Bundle, Weights, bundle, declared
+from tasks.weights.pins import Bundle, Weights, bundle, declared, local_lock, lock_text
 from tests.support.hub import Hub, serving
 from tests.support.own_settings import forget
 from tests.support.running import ROOT, clean_environment, kill_group, snapshot, task_runs, wait_for
 from tests.support.running_s3 import S3
 
-MODEL, CODE, MASKS = "org/model", "org/code", "org/masks"
+MODEL, CODE = "org/model", "org/code"
 BIG, SMALL, DECODER = "ckpts/flow.safetensors", "pipeline.json", "ckpts/dec.safetensors"
 CUT = 100_000
 TOKEN = "hf_aSecretThatNobodyPrints"
+OWN = ("CAPTURE2MESH_WEIGHTS", "CAPTURE2MESH_WEIGHTS_LIST", "CAPTURE2MESH_WEIGHTS_LOCK", "HF_ENDPOINT")
 COMMAND = [sys.executable, "-m", "flows", "weights"]
 TIMEOUT = 60
 
@@ -59,7 +60,7 @@ class Place:
     weights: Path
 
     def command(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
-        own = {name: os.environ[name] for name in ("CAPTURE2MESH_WEIGHTS", "CAPTURE2MESH_WEIGHTS_LIST", "HF_ENDPOINT")}
+        own = {name: os.environ[name] for name in OWN}
         return subprocess.Popen(
             [*COMMAND, *arguments],
             cwd=ROOT,
@@ -79,9 +80,14 @@ class Place:
         return process.returncode, stdout, stderr
 
     @property
+    def lock(self) -> Path:
+        """The lock file of CAPTURE2MESH_WEIGHTS_LOCK."""
+        return self.list_.with_name("weights.lock.json")
+
+    @property
     def bundles(self) -> list[Path]:
         """What is visible as a bundle."""
-        return [path for path in self.weights.glob("*") if not path.name.startswith(".") and path.name != "blobs"]
+        return [path for path in self.weights.glob("*") if len(path.name) == len(hashlib.sha256().hexdigest())]
 
 
 def source(hub: Hub, repository: str, **values: Any) -> dict[str, Any]:
@@ -91,18 +97,16 @@ def source(hub: Hub, repository: str, **values: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def unpinned(own_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    """A model on the hub, code and a checkpoint at plain URLs, and the optional masks; nothing is pinned."""
+    """A model on the hub, and code and a checkpoint at plain URLs; no lock pins anything."""
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "CAPTURE2MESH_WEIGHTS_MIRROR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(origins, "PAUSE_SECONDS", 0.001)
     with serving(Hub()) as hub:
         hub.publish(MODEL, {SMALL: b'{"args": {}}', BIG: noise(BIG, 500_000), DECODER: noise(DECODER, 9000)})
         code = hub.publish(CODE, {"hubconf.py": b"x = 1\n", "dino/__init__.py": b"", "dino/hub/__init__.py": b""})
-        hub.publish(MASKS, {"model.safetensors": noise("masks", 7000), "net.py": b"y = 2\n"})
         checkpoint = hub.publish("host/files", {"checkpoint.pth": noise("checkpoint", 8000)})
         sources = [
-            source(hub, MODEL),
-            source(hub, MASKS, part="masks"),
+            source(hub, MODEL, licence="MIT"),
             source(
                 hub,
                 CODE,
@@ -121,6 +125,7 @@ def unpinned(own_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         place.list_.write_text(json.dumps({"sources": sources}))
         monkeypatch.setenv("CAPTURE2MESH_WEIGHTS", str(place.weights))
         monkeypatch.setenv("CAPTURE2MESH_WEIGHTS_LIST", str(place.list_))
+        monkeypatch.setenv("CAPTURE2MESH_WEIGHTS_LOCK", str(place.lock))
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         forget()
         yield place
@@ -128,10 +133,23 @@ def unpinned(own_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def place(unpinned: Place) -> Place:
-    """The same, pinned."""
-    pin(unpinned.list_)
-    unpinned.hub.requests.clear()
+    """The same, with a lock file that pins everything."""
+    unpinned.lock.write_text(lock_text(published(unpinned)))
     return unpinned
+
+
+def published(place: Place) -> Bundle:
+    """The list with the revisions and the contents that are on the hub."""
+    sources = []
+    for each in declared().sources:
+        repository = place.hub.repositories[each.repository]
+        files = [
+            {"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for path, data in repository.files.items()
+        ]
+        revision = repository.revision if each.has_revisions else None
+        sources.append(each.model_dump(exclude_none=True) | {"revision": revision, "files": files})
+    return Bundle.model_validate({"sources": sources})
 
 
 def whole(place: Place, folder: Path, wanted: Bundle) -> bool:
@@ -190,16 +208,16 @@ def test_the_second_call_needs_no_network_and_does_nothing(place: Place) -> None
     assert snapshot(place.weights) == before
 
 
-def test_masks_share_the_files_of_the_bundle_without(place: Place) -> None:
-    without = fetch(bundle())
+def test_bundles_share_the_files_that_are_equal(place: Place) -> None:
+    old, before = bundle(), fetch(bundle())
+    place.hub.publish(MODEL, place.hub.repositories[MODEL].files | {SMALL: b'{"args": 2}'})
+    place.lock.write_text(lock_text(published(place)))
     place.hub.requests.clear()
-    folder = fetch(bundle(masks=True))
-    assert whole(place, folder, bundle(masks=True))
-    assert {request.path.split("/resolve")[0] for request in place.hub.requests if "resolve" in request.path} == {
-        f"/{MASKS}"
-    }
-    path = declared().sources[0].path_in_bundle(BIG)
-    assert (folder / path).samefile(without / path)
+    folder = fetch(bundle())
+    assert folder != before and whole(place, folder, bundle())
+    assert place.hub.ranges(SMALL) == [None] and place.hub.ranges(BIG) == []
+    paths = [made.sources[0].path_in_bundle(BIG) for made in (old, bundle())]
+    assert (before / paths[0]).samefile(folder / paths[1])
 
 
 def test_a_cut_connection_is_continued(place: Place) -> None:
@@ -279,9 +297,9 @@ def test_no_network(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_room(place: Place) -> None:
-    content = json.loads(place.list_.read_text())
+    content = json.loads(place.lock.read_text())
     content["sources"][0]["files"][0]["bytes"] = 10**18
-    place.list_.write_text(json.dumps(content))
+    place.lock.write_text(json.dumps(content))
     with pytest.raises(StorageError, match="GB are missing"):
         fetch(bundle())
     assert place.hub.requests == []
@@ -320,94 +338,140 @@ def test_the_token_is_sent_and_never_told(
     with pytest.raises(InputError, match="access refused") as refused:
         fetch(bundle())
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    place.lock.unlink()
     fetch(bundle())
-    pin(place.list_, update=True)
     sent = {request.token for request in place.hub.requests if request.path.startswith((f"/{MODEL}", "/api/"))}
     assert TOKEN in sent
     elsewhere = [request for request in place.hub.requests if request.path.startswith(("/large/", "/plain/"))]
     assert elsewhere and all(request.token is None for request in elsewhere)
-    code, stdout, stderr = place.run("pin", "--update", HF_TOKEN=TOKEN, HF_DEBUG="1")
+    code, stdout, stderr = place.run("fetch", "--repair", "--write-lock", HF_TOKEN=TOKEN, HF_DEBUG="1")
     assert code == 0, stderr
     out, err = capfd.readouterr()
     kept = [path.read_bytes() for path in place.weights.rglob("*") if path.is_file()]
-    told = [str(refused.value), caplog.text, out, err, stdout, stderr, place.list_.read_text(), *map(repr, kept)]
+    told = [str(refused.value), caplog.text, out, err, stdout, stderr, place.lock.read_text(), *map(repr, kept)]
     assert not any(TOKEN in text for text in told)
 
 
-def test_what_is_not_pinned_is_refused(unpinned: Place) -> None:
-    with pytest.raises(InputError, match=rf"(?s)not pinned.*{MODEL}.*host/files.*weights pin"):
+def test_the_first_fetch_pins_what_is_published(unpinned: Place) -> None:
+    code, stdout, stderr = unpinned.run("fetch")
+    assert code == 0, stderr
+    assert bundle() == published(unpinned) and not bundle().unpinned
+    assert whole(unpinned, Path(stdout.strip()), bundle())
+    assert f"{MODEL} at {unpinned.hub.repositories[MODEL].revision}: 3 file(s), 0.5 MB" in stderr
+    assert f"lock file: {local_lock()}" in stderr and not unpinned.lock.exists()
+    # every file is downloaded once: the digest of a large one is in the hub's metadata
+    assert unpinned.hub.ranges(BIG) == unpinned.hub.ranges("checkpoint.pth") == [None]
+    unpinned.hub.requests.clear()
+    code, stdout, _ = unpinned.run("fetch", "--write-lock", "--frozen")
+    assert code == 0 and unpinned.hub.requests == []
+    assert unpinned.lock.read_text() == local_lock().read_text()
+
+
+def test_a_moved_revision_changes_nothing_that_is_pinned(unpinned: Place) -> None:
+    folder = fetch(bundle())
+    pinned = bundle()
+    old = unpinned.hub.repositories[MODEL].files
+    moved = unpinned.hub.publish(MODEL, old | {SMALL: b'{"args": 2}'})
+    unpinned.hub.requests.clear()
+    assert fetch(bundle()) == folder and bundle() == pinned and unpinned.hub.requests == []
+    # another machine with this lock asks for the pinned revision, never for the newest one
+    unpinned.lock.write_bytes(local_lock().read_bytes())
+    shutil.rmtree(unpinned.weights)
+    with pytest.raises(InputError, match="not there"):
         fetch(bundle())
-    code, _, stderr = unpinned.run("fetch")
-    assert code == 2 and "not pinned" in stderr and "Traceback" not in stderr
+    resolved = [request.path for request in unpinned.hub.requests if "/resolve/" in request.path]
+    assert resolved and not any(moved.revision in path for path in resolved)
+
+
+def test_frozen_refuses_what_no_lock_pins(unpinned: Place) -> None:
+    code, _, stderr = unpinned.run("fetch", "--frozen")
+    assert code == 2 and "Traceback" not in stderr
+    assert MODEL in stderr and "host/files" in stderr and str(unpinned.lock) in stderr
+    with pytest.raises(InputError, match="weights fetch"):
+        Weights.of(bundle())
     assert unpinned.hub.requests == [] and not unpinned.weights.exists()
 
 
-def test_pin_records_what_is_published(unpinned: Place) -> None:
-    code, stdout, stderr = unpinned.run("pin")
-    assert (code, stdout.strip()) == (0, str(unpinned.list_)), stderr
-    for each in declared().sources:
-        published = unpinned.hub.repositories[each.repository]
-        assert each.pinned
-        assert each.revision == (published.revision if each.has_revisions else None)
-        for file in each.files:
-            data = published.files[file.path]
-            assert (file.bytes, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
-    # large files of the hub are pinned from its metadata
-    assert unpinned.hub.ranges(BIG) == [] and unpinned.hub.ranges("checkpoint.pth") == [None]
-    before = snapshot(unpinned.list_.parent)
-    unpinned.hub.requests.clear()
-    pin(unpinned.list_)
-    assert unpinned.hub.requests == []
-    assert snapshot(unpinned.list_.parent).keys() == before.keys()
-
-
-def test_pin_moves_only_when_told(place: Place) -> None:
-    old = place.hub.repositories[MODEL].revision
-    new = place.hub.publish(MODEL, place.hub.repositories[MODEL].files | {SMALL: b'{"args": 2}'}).revision
-    assert pin(place.list_).sources[0].revision == old
-    digest = bundle().digest
-    assert pin(place.list_, update=True).sources[0].revision == new != old
-    assert bundle().digest != digest
-    assert whole(place, fetch(bundle()), bundle())
-
-
-def test_pin_keeps_a_declared_revision(unpinned: Place) -> None:
-    content = json.loads(unpinned.list_.read_text())
+def test_a_lock_of_other_files_or_another_revision_pins_nothing(place: Place) -> None:
+    content = json.loads(place.list_.read_text())
     content["sources"][0]["revision"] = "c" * 40
-    unpinned.list_.write_text(json.dumps(content))
+    content["sources"][1]["files"] = content["sources"][1]["files"][:1]
+    place.list_.write_text(json.dumps(content))
+    assert [source.repository for source in bundle().unpinned] == [MODEL, CODE]
     with pytest.raises(InputError, match=f"{MODEL} at {'c' * 40}: not there"):
-        pin(unpinned.list_)
-    assert json.loads(unpinned.list_.read_text()) == content
+        fetch(bundle())
+    assert not local_lock().exists()
 
 
-def test_pin_refuses_a_pickle_beside_safetensors(unpinned: Place) -> None:
+@pytest.mark.parametrize("change", [lambda data: b"\0" + data[1:], lambda data: data[:-1]])
+@pytest.mark.parametrize("path", [BIG, SMALL])
+def test_the_first_fetch_compares_with_the_hubs_digests(unpinned: Place, path: str, change: Any) -> None:
+    unpinned.hub.wrong[path] = change(unpinned.hub.repositories[MODEL].files[path])
+    with pytest.raises((WeightsCorrupt, StorageUnavailable), match=f"{MODEL}/{path}: what is served is not what"):
+        fetch(bundle())
+    assert not local_lock().exists() and unpinned.bundles == [] and bundle().unpinned
+    unpinned.hub.wrong.clear()
+    assert whole(unpinned, fetch(bundle()), published(unpinned))
+
+
+def test_a_first_fetch_that_was_cut_is_continued(unpinned: Place) -> None:
+    """Also of a file whose digest nobody has told."""
+    cut = len(unpinned.hub.repositories["host/files"].files["checkpoint.pth"]) // 2
+    unpinned.hub.cuts["checkpoint.pth"] = [cut, *[0] * (origins.FRUITLESS_TRIES - 1)]
+    with pytest.raises(StorageUnavailable, match="run again"):
+        fetch(bundle())
+    assert not local_lock().exists()
+    unpinned.hub.requests.clear()
+    assert whole(unpinned, fetch(bundle()), published(unpinned))
+    assert unpinned.hub.ranges("checkpoint.pth") == [f"bytes={cut}-"]
+
+
+def test_two_first_fetches_at_once(unpinned: Place) -> None:
+    unpinned.hub.seconds_per_answer = 0.3
+    processes = [unpinned.command("fetch") for _ in range(2)]
+    try:
+        finished = [process.communicate(timeout=TIMEOUT) for process in processes]
+    finally:
+        for process in processes:
+            kill_group(process)
+    assert [process.returncode for process in processes] == [0, 0], finished
+    assert whole(unpinned, unpinned.bundles[0], bundle()) and len(unpinned.bundles) == 1
+    assert unpinned.hub.ranges(BIG) == [None]
+
+
+def test_a_pickle_beside_safetensors_is_refused(unpinned: Place) -> None:
     files = unpinned.hub.repositories[MODEL].files
     unpinned.hub.publish(MODEL, files | {"pytorch_model.bin": noise("pickle", 5000)})
     content = json.loads(unpinned.list_.read_text())
     content["sources"][0]["files"] = [{"path": "pytorch_model.bin"}]
     unpinned.list_.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"pytorch_model.bin is a pickle; take the .safetensors"):
-        pin(unpinned.list_)
+        fetch(bundle())
 
 
-def test_pin_names_what_a_repository_lacks(unpinned: Place) -> None:
+def test_the_first_fetch_names_what_a_repository_lacks(unpinned: Place) -> None:
     del unpinned.hub.repositories[MODEL].files[SMALL]
-    with pytest.raises(InputError, match=rf"has no {SMALL}; correct the list\. It has: ckpts/dec"):
-        pin(unpinned.list_)
+    with pytest.raises(InputError, match=rf"has no {SMALL}; correct .*\. It has: ckpts/dec"):
+        fetch(bundle())
 
 
-def test_pin_without_a_network(unpinned: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = unpinned.list_.read_bytes()
+def test_the_first_fetch_needs_the_hub(unpinned: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTURE2MESH_WEIGHTS_MIRROR", "memory://mirror")
+    forget()
+    with pytest.raises(InputError, match="a mirror does not say which content is right"):
+        fetch(bundle())
+    monkeypatch.delenv("CAPTURE2MESH_WEIGHTS_MIRROR")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    forget()
     with pytest.raises(StorageUnavailable, match="ConnectError"):
-        pin(unpinned.list_)
-    assert unpinned.list_.read_bytes() == before
+        fetch(bundle())
+    assert not local_lock().exists()
 
 
 def test_verify_names_what_is_wrong_and_repair_rights_it(place: Place) -> None:
     folder = fetch(bundle())
     assert verify(bundle()) == []
-    big, small = (folder / declared().sources[0].path_in_bundle(path) for path in (BIG, SMALL))
+    big, small = (folder / bundle().sources[0].path_in_bundle(path) for path in (BIG, SMALL))
     big.write_bytes(b"\0" * big.stat().st_size)
     small.unlink()
     code, _, stderr = place.run("verify")
@@ -433,16 +497,15 @@ def test_list_says_what_is_pinned_and_present(unpinned: Place) -> None:
     code, stdout, stderr = unpinned.run("list")
     assert code == 0, stderr
     rows = cells(stdout)
-    assert rows[MODEL] == ["required", "", "3", "?", "NO", "0 of 3"]
-    pin(unpinned.list_)
+    assert rows[MODEL] == ["", "3", "?", "NO", "0 of 3", "MIT"]
+    assert "bundle: not pinned" in stdout
     fetch(bundle())
     _, stdout, _ = unpinned.run("list")
     rows = cells(stdout)
     revision = unpinned.hub.repositories[MODEL].revision[:12]
-    assert rows[MODEL] == ["required", revision, "3", "0.5 MB", "yes", "yes"]
-    assert rows["host/files"][1] == "(none)"
-    assert rows[MASKS][0] == "masks" and rows[MASKS][-1] == "0 of 2"
-    assert "without masks: whole" in stdout and "with masks: not fetched" in stdout
+    assert rows[MODEL] == [revision, "3", "0.5 MB", "yes", "yes", "MIT"]
+    assert rows["host/files"][0] == "(none)"
+    assert "bundle: whole" in stdout
 
 
 def test_a_folder_as_mirror(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,7 +530,7 @@ def test_a_folder_as_mirror(place: Place, tmp_path: Path, monkeypatch: pytest.Mo
 def mirrored(place: Place) -> dict[str, bytes]:
     return {
         each.path_in_mirror(path): data
-        for each in declared().sources
+        for each in bundle().sources
         for path, data in place.hub.repositories[each.repository].files.items()
     }
 
@@ -484,7 +547,8 @@ def test_s3_as_mirror(place: Place, s3: S3) -> None:
     assert whole(place, Path(stdout.strip()), bundle())
     assert place.hub.requests == []
     wrong = {"AWS_SECRET_ACCESS_KEY": "wrong"}
-    code, _, stderr = place.run("fetch", "--masks", **env | wrong)
+    shutil.rmtree(place.weights)
+    code, _, stderr = place.run("fetch", **env | wrong)
     assert code == 1 and "AWS_" in stderr and "Traceback" not in stderr
 
 

@@ -13,7 +13,7 @@ from tasks.store.location import sha256_of
 
 STAND_IN = Path(__file__).with_name("trellis_stand_in")
 REVISION = "a" * 40
-PIPELINE, MASKS = "Stable-X/trellis-vggt-v0-2", "ZhengPeng7/BiRefNet"
+PIPELINE = "Stable-X/trellis-vggt-v0-2"
 
 
 def gpu_environment(folder: Path) -> dict[str, str]:
@@ -23,15 +23,13 @@ def gpu_environment(folder: Path) -> dict[str, str]:
     smi = programs / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho '0, Stand-in GPU, 580.1, 81920'\n")
     smi.chmod(0o755)
-    sources = []
-    for repository, part in ((PIPELINE, "required"), (MASKS, "masks")):
-        content = f"weights of {repository}".encode()
-        file = mirror / repository / REVISION / "model.safetensors"
-        file.parent.mkdir(parents=True)
-        file.write_bytes(content)
-        entry = {"path": file.name, "bytes": len(content), "sha256": sha256_of(content)}
-        sources.append({"repository": repository, "part": part, "revision": REVISION, "files": [entry]})
-    (folder / "weights.json").write_text(json.dumps({"sources": sources}))
+    content = f"weights of {PIPELINE}".encode()
+    file = mirror / PIPELINE / REVISION / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    entry = {"path": file.name, "bytes": len(content), "sha256": sha256_of(content)}
+    source = {"repository": PIPELINE, "revision": REVISION, "files": [entry]}
+    (folder / "weights.json").write_text(json.dumps({"sources": [source]}))
     return {
         "PATH": f"{programs}:/usr/bin:/bin",
         "CAPTURE2MESH_TRELLIS_ROOT": str(STAND_IN),

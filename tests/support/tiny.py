@@ -20,7 +20,7 @@ Content = dict[str, bytes]
 """A capture: the bytes of its files by relative path."""
 
 FUSION = Needs(cameras=True, metric_depth=True, min_views=3)
-TRELLIS = Needs(cameras=False, metric_depth=False, min_views=1)
+TRELLIS = Needs(cameras=False, metric_depth=False, min_views=1, masks=True)
 RADIUS, DISTANCE, SIZE = 0.3, 1.0, 64
 DEPTH_UNIT = 0.0001
 

@@ -104,8 +104,7 @@ def test_every_file_is_read_once_and_every_view_has_a_thumbnail() -> None:
 
 
 def test_a_capture_of_views_alone_is_enough_for_trellis() -> None:
-    content = {VIEW: opaque(GOOD)[VIEW]}
-    found = report(content, TRELLIS)
+    found = report({VIEW: GOOD[VIEW]}, TRELLIS)
     assert (found.has_cameras, found.views[0].depth_m, found.warnings) == (False, None, ())
 
 
@@ -264,9 +263,14 @@ def test_a_capture_of_surroundings_is_accepted() -> None:
         wall = np.float32(2) + np.linspace(0, 0.5, SIZE, dtype=np.float32)
         content[f"depth/view_00{index}.png"] = encoded(steps(np.where(ball > 0, ball, wall)))
     found = report(content)
-    assert found.warnings == () and found.lacks_masks
+    assert found.warnings == ()
     assert [view.coverage for view in found.views] == [1, 1, 1, 1]
-    assert not report(GOOD).lacks_masks
+
+
+def test_an_engine_that_needs_masks_says_which_views_lack_one() -> None:
+    content = {path: data for path, data in opaque(GOOD).items() if not path.startswith("depth/")}
+    with pytest.raises(CaptureRefused, match=r"4 view\(s\) without a background .*view_000.*view_001.*alpha channel"):
+        report(content, TRELLIS)
 
 
 def test_a_blurred_view_is_a_warning() -> None:

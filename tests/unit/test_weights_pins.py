@@ -10,7 +10,7 @@ import pytest
 
 from tasks.errors import InputError, WeightsMissing
 from tasks.weights.local import environment, folder_of, require
-from tasks.weights.pins import Bundle, Source, WeightFile, Weights, bundle, declared
+from tasks.weights.pins import Bundle, Source, WeightFile, Weights, declared
 from tests.support.own_settings import forget
 
 COMMIT, OTHER_COMMIT = "a" * 40, "b" * 40
@@ -33,26 +33,26 @@ def test_the_declared_list_has_what_the_pipeline_loads() -> None:
     sources = {source.repository: source for source in declared().sources}
     pipeline = sources["Stable-X/trellis-vggt-v0-2"]
     assert pipeline.revision == "647659a5ad5fbf67e22793e7b5e2cee4b30c5d13"
-    paths = [file.path for file in pipeline.files]
+    paths = pipeline.paths
     assert paths[0] == "pipeline.json"
     models = sorted(path.removesuffix(".safetensors") for path in paths if path.endswith(".safetensors"))
     assert len(models) == 7
     assert sorted(path.removesuffix(".json") for path in paths[1:] if path.endswith(".json")) == models
-    assert [name for name, source in sources.items() if source.part == "masks"] == ["ZhengPeng7/BiRefNet"]
-    hub_code = sources["facebookresearch/dinov2"]
-    assert hub_code.path_in_bundle("hubconf.py") == "torch/hub/facebookresearch_dinov2_main/hubconf.py"
-    (checkpoint,) = sources["dl.fbaipublicfiles.com/dinov2"].files
-    assert (
-        sources["dl.fbaipublicfiles.com/dinov2"].path_in_bundle(checkpoint.path)
-        == "torch/hub/checkpoints/dinov2_vitl14_reg4_pretrain.pth"
-    )
+    dinov2 = sources["dl.fbaipublicfiles.com/dinov2"]
+    (checkpoint,) = dinov2.paths
+    assert dinov2.path_in_bundle(checkpoint) == "torch/hub/checkpoints/dinov2_vitl14_reg4_pretrain.pth"
+    assert all(source.licence for source in sources.values())
+
+
+def test_the_declared_list_has_no_code() -> None:
+    paths = [path for source in declared().sources for path in source.paths]
+    assert {Path(path).suffix for path in paths} == {".json", ".safetensors", ".pth"}
 
 
 def test_the_declared_list_invents_nothing() -> None:
-    """Pinned is only what was hashed; whoever pins the rest (`weights pin`) corrects this list of names."""
-    assert [source.repository for source in declared().sources if source.pinned] == ["facebookresearch/dinov2"]
-    with pytest.raises(InputError, match=r"(?s)not pinned.*Stable-X/trellis-vggt-v0-2.*weights pin"):
-        bundle().entries()
+    """Only a lock, which a fetch wrote, knows sizes and digests."""
+    files = [file for source in declared().sources for file in source.files]
+    assert {(file.bytes, file.sha256) for file in files} == {(None, None)}
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../other", "a/../../b", "a//b", "./a"])
@@ -76,7 +76,7 @@ def test_a_pickle_beside_safetensors_is_refused(pickle: str) -> None:
 def test_a_pickle_without_a_safe_alternative_needs_its_digest() -> None:
     assert source("model.pth", url="https://host/{path}", folder="torch", revision=None).pinned
     unknown = source("model.pth").model_copy(update={"files": (WeightFile(path="model.pth"),)})
-    with pytest.raises(InputError, match="not pinned"):
+    with pytest.raises(InputError, match="what content"):
         Bundle(sources=(unknown,)).entries()
 
 
@@ -102,20 +102,42 @@ def test_the_digest_names_the_content() -> None:
     assert len({digest, *(Bundle(sources=(other,)).digest for other in others)}) == 1 + len(others)
 
 
-def test_masks_make_another_bundle() -> None:
-    assert bundle().digest != bundle(masks=True).digest
-    assert {source.repository for source in bundle(masks=True).sources} - {
-        source.repository for source in bundle().sources
-    } == {"ZhengPeng7/BiRefNet"}
+@pytest.mark.parametrize(
+    "ours",
+    [
+        source(),
+        source(files=(WeightFile(path="model.safetensors"),), revision=None),
+        source(files=(WeightFile(path="model.safetensors", bytes=10),)),
+    ],
+)
+def test_a_lock_pins_the_same_files_at_the_same_revision(ours: Source) -> None:
+    assert Bundle(sources=(ours,)).pinned_by(Bundle(sources=(source(),))) == Bundle(sources=(source(),))
 
 
-def test_a_list_that_is_none_says_where_it_is_wrong(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "lock",
+    [
+        source("other.safetensors"),
+        source(revision=OTHER_COMMIT),
+        source(repository="org/other"),
+        source(files=(WeightFile(path="model.safetensors"),)),
+        source(files=(WeightFile(path="model.safetensors", bytes=11, sha256=SHA),)),
+    ],
+)
+def test_a_lock_of_something_else_pins_nothing(lock: Source) -> None:
+    ours = Bundle(sources=(source(files=(WeightFile(path="model.safetensors", bytes=10),)),))
+    assert ours.pinned_by(Bundle(sources=(lock,))) == ours.pinned_by(None) == ours
+
+
+def test_a_list_that_is_none_says_where_it_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "weights.json"
+    monkeypatch.setenv("CAPTURE2MESH_WEIGHTS_LIST", str(path))
+    forget()
     with pytest.raises(InputError, match="CAPTURE2MESH_WEIGHTS_LIST"):
-        declared(path)
+        declared()
     path.write_text(json.dumps({"sources": [{"repository": "org/name", "revision": "main", "files": [{"path": "a"}]}]}))
     with pytest.raises(InputError, match=r"(?s)weights\.json: not a list of weights.*sources\.0\.revision"):
-        declared(path)
+        declared()
 
 
 def test_the_inference_process_looks_nowhere_else(weights: Path) -> None:
@@ -126,7 +148,6 @@ def test_the_inference_process_looks_nowhere_else(weights: Path) -> None:
         weights / "hf/hub",
         weights / "torch",
     }
-    assert not Path(names["HF_MODULES_CACHE"]).is_relative_to(weights)
 
 
 def test_missing_weights_say_what_to_do(weights: Path) -> None:

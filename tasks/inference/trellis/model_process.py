@@ -35,7 +35,7 @@ from tasks.errors import (
 )
 from tasks.inference.trellis.process.channel import Channel, Message
 from tasks.settings import settings
-from tasks.weights.local import environment, find, require
+from tasks.weights.local import environment, require
 from tasks.weights.pins import bundle
 
 PIPELINE = "Stable-X/trellis-vggt-v0-2"
@@ -113,7 +113,7 @@ class Runtime:
 
 def runtime_here() -> Runtime:
     """The runtime with this machine's weights; raises WeightsMissing if the bundle is not here."""
-    return runtime_with(environment(find(bundle(masks=True)) or require(bundle())))
+    return runtime_with(environment(require(bundle())))
 
 
 def runtime_with(environment: Mapping[str, str]) -> Runtime:

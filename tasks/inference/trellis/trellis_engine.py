@@ -36,7 +36,7 @@ class Trellis(Engine):
     """
 
     version = TRELLIS_VERSION
-    needs = Needs(cameras=False, metric_depth=False, min_views=1)
+    needs = Needs(cameras=False, metric_depth=False, min_views=1, masks=True)
     has_weights = True
     closed = False
     shares_model = True

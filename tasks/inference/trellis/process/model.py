@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from .channel import Message
 from .faults import GIB, Fault, fault_of
+from .probe import probe
 
 VARIANT = "plain-torch"
 
@@ -56,19 +57,7 @@ class Model(ABC):
             sys.modules["torch"].cuda.empty_cache()
 
     def _probe(self, _: Message) -> Message:
-        """Import each package; answer with its version or the reason why it cannot be imported, and with the GPU."""
-        wanted = [
-            "torch", "trellis.pipelines", "spconv.pytorch", "flash_attn", "xformers.ops", "nvdiffrast.torch",
-            "diff_gaussian_rasterization", "fast_simplification",
-        ]  # fmt: skip
-        found: dict[str, Any] = {name: _imported(name) for name in wanted}
-        device = None
-        if not found["torch"]["error"]:
-            torch = importlib.import_module("torch")
-            if torch.cuda.is_available():
-                free, total = torch.cuda.mem_get_info()
-                device = {"name": torch.cuda.get_device_name(), "free_gib": free / GIB, "total_gib": total / GIB}
-        return Message({"kind": "result", "imports": found, "device": device})
+        return Message({"kind": "result", **probe()})
 
     @abstractmethod
     def _load(self, request: Message) -> Message: ...
@@ -165,16 +154,6 @@ def cuda() -> Any:
     if not torch.cuda.is_available():
         raise Fault("NoCuda", f"torch {torch.__version__} sees no CUDA device")
     return torch
-
-
-def _imported(name: str) -> dict[str, str]:
-    """Import a package; return its version, or the error if it fails."""
-    try:
-        importlib.import_module(name)
-    except Exception as error:  # a broken package may raise anything
-        return {"version": "", "error": fault_of(error)["message"]}
-    package = sys.modules[name.partition(".")[0]]
-    return {"version": str(getattr(package, "__version__", "")), "error": ""}
 
 
 def require_memory(torch: Any, needed_gib: float) -> None:

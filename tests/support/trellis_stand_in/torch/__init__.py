@@ -11,7 +11,8 @@ import faults
 import numpy as np
 
 __version__ = "2.11.0+standin"
-float32, int32, int64 = np.float32, np.int32, np.int64
+float16, float32, int32, int64 = np.float16, np.float32, np.int32, np.int64
+version = SimpleNamespace(cuda="13.0")
 GIB = 2**30
 state = SimpleNamespace(device="cpu", grad=True, rng=np.random.default_rng())
 
@@ -67,8 +68,8 @@ def zeros(*shape: int) -> Tensor:
     return tensor(np.zeros(shape, np.float32))
 
 
-def ones(*shape: int) -> Tensor:
-    return tensor(np.ones(shape, np.float32))
+def ones(*shape: int, dtype: Any = np.float32, device: Any = None) -> Tensor:
+    return tensor(np.ones(shape, dtype), device=device)
 
 
 def randn(*shape: int) -> Tensor:
@@ -114,13 +115,22 @@ def _load_from_hub(repository: str, model: str, source: str = "github", pretrain
     return Network(model)
 
 
+def _init_cuda() -> None:
+    if faults.asked("NO_CUDA"):
+        raise RuntimeError("No CUDA GPUs are available")
+    if faults.asked("OLD_DRIVER"):
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).")
+
+
 def _free() -> int:
     return int(float(faults.setting("FREE_GIB", "70")) * GIB)
 
 
 hub = SimpleNamespace(load=_load_from_hub, get_dir=lambda: "hub")
+nn = SimpleNamespace(functional=SimpleNamespace(scaled_dot_product_attention=lambda queries, keys, values: values))
 cuda = SimpleNamespace(
     is_available=lambda: not faults.asked("NO_CUDA"),
+    init=_init_cuda,
     mem_get_info=lambda: (_free(), 80 * GIB),
     get_device_name=lambda: "Stand-in GPU",
     memory_reserved=lambda: 0,
