@@ -50,7 +50,7 @@ class Pyramid:
         padded = token_bucket > 1  # then one row at least is padding: padded voxels need a parent
         rows = _multiple(len(coords), voxel_bucket)
         tokens = _multiple(len(parents) + padded, token_bucket)
-        slot = (coords % 2) @ torch.tensor([4, 2, 1], device=device)
+        slot = (coords % 2 * torch.tensor([4, 2, 1], device=device)).sum(1)  # CUDA has no product of integer matrices
         children = torch.full((tokens, CHILDREN), rows, device=device)
         children[parent, slot] = torch.arange(len(coords), device=device)
         made = Pyramid(
