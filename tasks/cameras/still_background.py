@@ -56,7 +56,10 @@ def without_still_background(views: Sequence[View], sensor: DepthNoise) -> list[
     largest = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
     if largest.mean() < LEAST_MOVING:
         return None
-    background = np.where(far - near > BEHIND * far, far, np.inf)
+    # the object may hide it in all views but one; where in all, the farthest reading is far before what is around
+    farthest = depth.max(axis=0).astype(np.float64)
+    around = far[tuple(ndimage.distance_transform_edt(~still, return_distances=False, return_indices=True))]
+    background = np.where(farthest > (1 - BEHIND) * around, farthest, np.inf)
     return [_cut_out(view, largest, background) for view in views]
 
 
