@@ -18,6 +18,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
 from flows.gpu import gpu_slot
+from tasks.cameras.find_cameras import CaptureCameras
 from tasks.capture.stage_capture import Capture
 from tasks.errors import EngineUnavailable, InferenceFailed, InputError, StorageError
 from tasks.inference.reconstruction import Reconstruction, infer
@@ -36,6 +37,7 @@ RUNS_AT_MOST = 3  # of one inference, when its worker, machine or process dies
 @flow(name="infer", flow_run_name="{capture.id}")
 def infer_capture(
     capture: Capture,
+    cameras: CaptureCameras,
     engine: EngineName = "auto",
     parameters: InferParameters = InferParameters(),
     export: ExportParameters = ExportParameters(),
@@ -45,27 +47,32 @@ def infer_capture(
 
     Args:
         capture: The staged capture, as reconstruct hands it over
+        cameras: The cameras of its views, as reconstruct hands them over
         engine: The engine to run; this deployment's default is the engine that auto means to the flows that start it
         parameters: Parameters of the inference
         export: Parameters of the export
         weights: The weights that the capture's inference loads, as reconstruct hands them over
     """
-    reconstruction = infer_here(capture, resolve_engine(engine), parameters, weights)
+    reconstruction = infer_here(capture, cameras, resolve_engine(engine), parameters, weights)
     if exports_in_process(reconstruction.engine, export):
-        export_glb(reconstruction, capture, export)
+        export_glb(reconstruction, capture, cameras, export)
 
 
 def infer_here(
-    capture: Capture, engine: EngineChoice, parameters: InferParameters, weights: Weights | None
+    capture: Capture,
+    cameras: CaptureCameras,
+    engine: EngineChoice,
+    parameters: InferParameters,
+    weights: Weights | None,
 ) -> Reconstruction:
     """Run the inference in this process; the weights are fetched first, unless the store has the result."""
-    if infer.stored(capture, engine, parameters, weights) is not None:
-        return infer(capture, engine, parameters, weights)
+    if infer.stored(capture, cameras, engine, parameters, weights) is not None:
+        return infer(capture, cameras, engine, parameters, weights)
     require_engine(engine)
     if weights is not None:
         fetch_weights(weights)
     with gpu_slot(engine):
-        return infer(capture, engine, parameters, weights)
+        return infer(capture, cameras, engine, parameters, weights)
 
 
 def chosen_engine(asked: EngineName, deployment: str) -> EngineChoice:
@@ -106,24 +113,27 @@ def require_shared_store(deployment: str) -> None:
 def infer_there(
     deployment: str,
     capture: Capture,
+    cameras: CaptureCameras,
     engine: EngineChoice,
     parameters: InferParameters,
     weights: Weights | None,
     export: ExportParameters,
 ) -> Reconstruction:
     """Run the inference, and the export if that needs the GPU, through a deployment, unless the store has them."""
-    found = infer.stored(capture, engine, parameters, weights)
-    if found is not None and (not exports_in_process(engine, export) or export_glb.stored(found, capture, export)):
-        return infer(capture, engine, parameters, weights)
+    found = infer.stored(capture, cameras, engine, parameters, weights)
+    if found is not None and (
+        not exports_in_process(engine, export) or export_glb.stored(found, capture, cameras, export)
+    ):
+        return infer(capture, cameras, engine, parameters, weights)
     require_shared_store(deployment)
     with timed("infer"):
-        asked = {"capture": capture, "engine": engine.name, "parameters": parameters}
+        asked = {"capture": capture, "cameras": cameras, "engine": engine.name, "parameters": parameters}
         asked |= {"weights": weights, "export": export}
         run = run_elsewhere(deployment, asked)
         if run.state is None or not run.state.is_completed():
             reason = run.state.message if run.state else "no state"
             raise InferenceFailed(f"{deployment}: run {run.name} ended {run.state_name}: {reason}")
-        result = infer.made(capture, engine, parameters, weights)
+        result = infer.made(capture, cameras, engine, parameters, weights)
     if result is None:
         raise StorageError(
             f"{deployment}: its result is not in {store().root.url}; set the same CAPTURE2MESH_STORE there"

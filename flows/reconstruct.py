@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from flows.events import emit_published, failure_emitted
 from flows.infer import chosen_engine, infer_here, infer_there
-from tasks.artifacts import public_url, show_capture, show_report
+from tasks.artifacts import public_url, show_cameras, show_capture, show_report
+from tasks.cameras.find_cameras import CaptureCameras, find_cameras
 from tasks.capture.capture_checks import CaptureReport
 from tasks.capture.listing import Listing, list_capture
 from tasks.capture.stage_capture import Capture, stage_capture
@@ -47,6 +48,8 @@ class Prepared(BaseModel):
     """The staged capture."""
     examined: CaptureReport
     """The result of its checks."""
+    cameras: CaptureCameras
+    """The cameras of its views."""
     engine: EngineChoice
     """The engine to run."""
     weights: Weights | None
@@ -82,41 +85,53 @@ def reconstruct(
     if upload not in ("", current.key):
         return Completed(name="Replaced", message=f"{listing.uri} has been uploaded anew since this run was asked for")
     with observed_by(timings), failure_emitted(current), current.recorded():
-        prepared = prepare(listing, choice, current)
+        prepared = prepare(listing, choice, parameters, current)
         with prepared.capture.in_scratch():
             show_capture(listing.id, prepared.examined)
+            show_cameras(listing.id, prepared.cameras)
             if deployment:
                 reconstruction = infer_there(
-                    deployment, prepared.capture, choice, parameters.infer, prepared.weights, parameters.export
+                    deployment,
+                    prepared.capture,
+                    prepared.cameras,
+                    choice,
+                    parameters.infer,
+                    prepared.weights,
+                    parameters.export,
                 )
             else:
-                reconstruction = infer_here(prepared.capture, choice, parameters.infer, prepared.weights)
+                reconstruction = infer_here(
+                    prepared.capture, prepared.cameras, choice, parameters.infer, prepared.weights
+                )
             published = finish(prepared, reconstruction, parameters, timings)
     emit_published(current, published)
     return published
 
 
-def prepare(listing: Listing, engine: EngineChoice, upload: Upload) -> Prepared:
-    """Stage and validate a capture; raises CaptureRefused if it lacks what the engine needs."""
+def prepare(listing: Listing, engine: EngineChoice, parameters: Parameters, upload: Upload) -> Prepared:
+    """Stage and validate a capture and find its cameras; raises CaptureRefused if it lacks what the engine needs."""
     staged = stage_capture(listing)
+    needs = ENGINES[engine.name].needs
     try:
-        examined = validate_capture(staged, ENGINES[engine.name].needs)
+        examined = validate_capture(staged, needs)
+        cameras = find_cameras(staged, parameters.cameras, needs)
     except CaptureRefused:
         staged.leave_scratch()
         raise
     weights = weights_for(engine, examined)
-    return Prepared(capture=staged, examined=examined, engine=engine, weights=weights, upload=upload)
+    return Prepared(capture=staged, examined=examined, cameras=cameras, engine=engine, weights=weights, upload=upload)
 
 
 def finish(prepared: Prepared, reconstruction: Reconstruction, parameters: Parameters, timings: Timings) -> Published:
     """Export, convert, validate and publish; raises MeshRejected, once it is published, for a mesh below the floor."""
-    capture, upload = prepared.capture, prepared.upload
-    mesh = export_glb(reconstruction, capture, parameters.export)
+    capture, cameras, upload = prepared.capture, prepared.cameras, prepared.upload
+    mesh = export_glb(reconstruction, capture, cameras, parameters.export)
     formats = convert_formats(mesh, reconstruction, parameters.formats)
-    checked = validate_mesh(mesh, capture, parameters.limits)
+    checked = validate_mesh(mesh, capture, cameras, parameters.limits)
     results = Results(
         capture=capture,
         capture_report=prepared.examined,
+        cameras=cameras,
         engine=prepared.engine,
         reconstruction=reconstruction,
         mesh=mesh,

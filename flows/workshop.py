@@ -165,7 +165,9 @@ class Workshop:
 
             def reconstruct() -> Published:
                 assert planned.listing is not None
-                prepared, stages = self._processes.run(_prepared, planned.listing, self._engine, planned.upload)
+                prepared, stages = self._processes.run(
+                    _prepared, planned.listing, self._engine, self._parameters, planned.upload
+                )
                 with prepared.capture.in_scratch():
                     timings = Timings(stages)
                     with observed_by(timings):
@@ -196,12 +198,12 @@ class SharedModel:
             if (
                 weights is not None
                 and weights.bundle not in self._fetched
-                and infer.stored(prepared.capture, self._engine, parameters.infer, weights) is None
+                and infer.stored(prepared.capture, prepared.cameras, self._engine, parameters.infer, weights) is None
             ):
                 self._fetch(weights)
-            reconstruction = infer(prepared.capture, self._engine, parameters.infer, weights)
+            reconstruction = infer(prepared.capture, prepared.cameras, self._engine, parameters.infer, weights)
             if exports_in_process(self._engine, parameters.export):
-                export_glb(reconstruction, prepared.capture, parameters.export)
+                export_glb(reconstruction, prepared.capture, prepared.cameras, parameters.export)
             return reconstruction
 
     def _fetch(self, weights: Weights) -> None:
@@ -228,17 +230,19 @@ def _whole(planned: Planned, engine: EngineChoice, parameters: Parameters) -> Pu
     assert planned.listing is not None
     timings = Timings()
     with observed_by(timings):
-        prepared = prepare(planned.listing, engine, planned.upload)
+        prepared = prepare(planned.listing, engine, parameters, planned.upload)
         with prepared.capture.in_scratch():
-            reconstruction = infer(prepared.capture, engine, parameters.infer, prepared.weights)
+            reconstruction = infer(prepared.capture, prepared.cameras, engine, parameters.infer, prepared.weights)
             return finish(prepared, reconstruction, parameters, timings)
 
 
-def _prepared(listing: Listing, engine: EngineChoice, upload: Upload) -> tuple[Prepared, list[StageTiming]]:
+def _prepared(
+    listing: Listing, engine: EngineChoice, parameters: Parameters, upload: Upload
+) -> tuple[Prepared, list[StageTiming]]:
     """Prepare a capture; gives the stages that ran as well."""
     timings = Timings()
     with observed_by(timings):
-        return prepare(listing, engine, upload), timings.stages
+        return prepare(listing, engine, parameters, upload), timings.stages
 
 
 def _finished(

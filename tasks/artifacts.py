@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
+from tasks.cameras.find_cameras import PICTURE, CaptureCameras
 from tasks.capture.capture_checks import CaptureReport
 from tasks.capture.contact_sheet import CONTACT_SHEET
 from tasks.errors import grouped
@@ -37,6 +38,22 @@ def show_capture(name: str, report: CaptureReport) -> None:
         key=artifact_key("views", name),
         description=f"Input views of {name}",
         markdown=f"# {name}: input views\n\n{sheet}\n\n{warnings}",
+    )
+
+
+def show_cameras(name: str, cameras: CaptureCameras) -> None:
+    """Show a picture of the cameras around what they see, in the current flow run; nothing without cameras."""
+    if not cameras.views:
+        return
+    left_out = "".join(f"\n- {view.name} is left out: {view.reason}" for view in cameras.left_out)
+    warnings = "".join(f"\n- {warning}" for warning in grouped(cameras.warnings))
+    moved = f", moved by up to {cameras.correction_deg:.2f} degrees and {cameras.correction_m * 1000:.1f} mm"
+    create_markdown_artifact(
+        key=artifact_key("cameras", name),
+        description=f"Cameras of {name}: {cameras.source}",
+        markdown=f"# {name}: cameras\n\n{_picture('from above, and from the side', store().read(cameras, PICTURE))}\n\n"
+        f"{len(cameras.views)} cameras, {cameras.source}{moved if cameras.source == 'refined' else ''}."
+        f"\n{left_out}{warnings}",
     )
 
 

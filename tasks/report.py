@@ -35,6 +35,29 @@ class CaptureSummary(BaseModel):
     """True if it has a transforms.json."""
 
 
+class CamerasSummary(BaseModel):
+    """The cameras of the views, and how well they agree with the depth."""
+
+    source: str
+    """`given`, `refined` (moved until they agree with the depth), `found`, `rig`, or `none`."""
+    focal_px: float | None
+    """Median focal length, pixels; None without cameras."""
+    posed: int
+    """Number of views that have a camera."""
+    left_out: tuple[str, ...]
+    """Names of the views without one."""
+    residual_m: float | None
+    """Median distance of a reading from what a neighbouring view measured there, metres; None without depth."""
+    agreement: float | None
+    """Share of the readings that a neighbouring view confirms, 0 to 1."""
+    conflict: float | None
+    """Share of the readings that a neighbour contradicts, in all that it confirms or contradicts, 0 to 1."""
+    correction_deg: float
+    """Largest turn of a given camera, degrees."""
+    correction_m: float
+    """Largest shift of a given camera, metres."""
+
+
 class EngineSummary(BaseModel):
     """The engine that made the geometry."""
 
@@ -124,6 +147,8 @@ class Report(BaseModel):
     """The engine that made the geometry."""
     weights: Weights | None = None
     """The weights that the engine loaded; None for an engine without weights."""
+    cameras: CamerasSummary | None = None
+    """The cameras; None in reports of earlier versions."""
     sensor: SensorSummary | None = None
     """The depth sensor; None if the engine does not use depth."""
     subject: str = ""

@@ -77,6 +77,16 @@ class TrellisParameters(_Parameters):
     )
 
 
+class CameraParameters(_Parameters):
+    """Parameters of the stage that gives every view its camera."""
+
+    mode: Literal["auto", "given", "refine", "find"] = Field(
+        "auto",
+        title="Cameras",
+        description="auto: found if none are given, refined if given ones contradict the depth. given: never changed.",
+    )
+
+
 class InferParameters(_Parameters):
     """Parameters of the engine, which makes geometry of the views."""
 
@@ -163,6 +173,7 @@ class Limits(_Parameters):
 class Parameters(_Parameters):
     """Everything that changes the result of a reconstruction, apart from the capture and the engine."""
 
+    cameras: CameraParameters = Field(CameraParameters(), title="Cameras")
     infer: InferParameters = Field(InferParameters(), title="Inference")
     export: ExportParameters = Field(ExportParameters(), title="Export")
     formats: tuple[MeshFormat, ...] = Field(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -160,16 +161,17 @@ def _of_depth(views: Sequence[View], given: Explanation, stored: DepthFormat) ->
     if stored.integer:
         swapped = as_given([_swapped(view, stored) for view in views]).witnesses
         what = "the two bytes of the depth's 16-bit numbers are swapped"
-        yield of(swapped, what, "write the depth maps again: PNG is big-endian")
+        if all(len(each.depth) for each in swapped):  # else they are even rougher than before
+            yield of(swapped, what, "write the depth maps again: PNG is big-endian")
     todo = "write depth in metres that grows with the distance"
     readings = np.concatenate([witness.depth for witness in given.witnesses])
     sums = {float(readings.max() + readings.min())}
     sums |= {sum(stored.limits)} if stored.limits else {MOST_STEPS * stored.unit} if stored.integer else set()
     for total in sorted(sums):
-        inverted = (_reversed(each, lambda z, total=total: total - z) for each in given.witnesses)
+        inverted = [_reversed(each, partial(np.subtract, total)) for each in given.witnesses]
         yield of(inverted, "the depth is inverted: what is near has the larger number", todo)
     square = float(np.median(readings)) ** 2
-    disparity = (_reversed(each, lambda z: square / z) for each in given.witnesses)
+    disparity = [_reversed(each, partial(np.divide, square)) for each in given.witnesses]
     yield of(disparity, "the depth is a disparity: inversely proportional to the distance", todo)
 
 
@@ -209,14 +211,12 @@ def _of_intrinsics(given: Explanation) -> Iterator[Explanation]:
     for size in SIZES:
         what = f"the cameras' intrinsics are for images of {1 / size:.3g} times the size"
         todo = f"multiply fl_x, fl_y, cx and cy by {size:.3g}, or give the w and h that they are for"
-        yield _seen_by(given, lambda camera, size=size: _zoomed(camera, size, size), (what, todo))
+        yield _seen_by(given, partial(_zoomed, size=size), (what, todo))
     for ratio in RATIOS:
         for across, down in ((ratio, 1.0), (1.0, ratio)):
-            what = (
-                f"the depth maps show another field of view than the views: {ratio:.3g} times as wide for their height"
-            )
+            what = f"the depth maps show another field of view than the views: {ratio:.3g} times as wide for its height"
             todo = "render or crop both to one field of view"
-            yield _seen_by(given, lambda camera, x=across, y=down: _stretched(camera, x, y), (what, todo))
+            yield _seen_by(given, partial(_stretched, x=across, y=down), (what, todo))
 
 
 def _seen_by(given: Explanation, change: Callable[[Camera], Camera], told: Told) -> Explanation:
@@ -229,9 +229,9 @@ def _without_background(witness: Witness) -> Witness:
     return replace(witness, background=np.zeros_like(witness.background))
 
 
-def _zoomed(camera: Camera, x: float, y: float) -> Camera:
-    """The camera of the same picture with pixels of another size."""
-    return replace(camera, fl_x=camera.fl_x * x, fl_y=camera.fl_y * y, cx=camera.cx * x, cy=camera.cy * y)
+def _zoomed(camera: Camera, size: float) -> Camera:
+    """The camera of the same picture, of another size."""
+    return replace(camera, fl_x=camera.fl_x * size, fl_y=camera.fl_y * size, cx=camera.cx * size, cy=camera.cy * size)
 
 
 def _stretched(camera: Camera, x: float, y: float) -> Camera:

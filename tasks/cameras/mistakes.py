@@ -150,7 +150,8 @@ def _closer(found: Judged) -> Found:
         near = [judged(each, each.factors, look) for each in found.explanation.finer()]
         found = max(near, key=lambda each: each.quality, default=found)
     for look in LOOKS:
-        steps = np.arange(-STEPS, STEPS + 1) if len(found.explanation.factors) > 1 else np.zeros(1)
+        reach = STEPS if len(found.explanation.factors) > 1 else 0
+        steps = np.arange(-reach, reach + 1, dtype=np.float64)
         found = judged(found.explanation, found.factor * (1 + look.step) ** steps, look)
     return _found(found)
 

@@ -29,7 +29,7 @@ from tasks.errors import CaptureRefused, Problem
 from tasks.store.location import FileEntry
 from tasks.store.results import StoredResult
 
-RULES_VERSION = "2"
+RULES_VERSION = "3"
 
 _THREADS = 2
 # Below this share of the capture's median sharpness a view looks blurred: on photographs a Gaussian blur of 1 pixel
@@ -37,10 +37,6 @@ _THREADS = 2
 _BLURRED_SHARE = 0.15
 # Photographs have 400 to 1600 grey levels squared, and 2 to 5 after a blur of 3 pixels; so have plain surfaces.
 _SHARPNESS_FLOOR = 4.0
-# If the cameras go around the object, two views see its middle at places that differ by less than this share of the
-# cameras' distance from it; with inverted axes they differ by twice that distance.
-_STRAY_SHARE = 0.8
-_MEETING_VIEWS = 3
 # Two cameras are the same if all elements of their matrices (metres and cosines) differ by less than this.
 _SAME_CAMERA = 1e-6
 
@@ -116,7 +112,7 @@ def examine(
     problems += _check_enough_show_the_object(facts, needs)
     copies, alike = _check_copies(facts)
     problems += copies
-    warnings += alike + _check_blur(facts) + _check_same_camera(facts) + _check_meeting(facts)
+    warnings += alike + _check_blur(facts) + _check_same_camera(facts)
     if problems:
         raise CaptureRefused(capture, problems)
     report = CaptureReport(
@@ -181,9 +177,9 @@ def _ignored(path: str) -> Problem:
 
 
 def _check_cameras_are_there(layout: Layout, cameras: Cameras) -> list[Problem]:
+    """Views that were forgotten in transforms.json; without one, the cameras are found."""
     if not layout.has_transforms:
-        todo = "add it (nerfstudio's convention), or write it for a known rig with `capture2mesh rig`"
-        return [Problem(where=TRANSFORMS, what="is missing, and the engine needs cameras", todo=todo)]
+        return []
     return [
         Problem(where=view.image, what=f"has no camera in {TRANSFORMS}", todo="add its frame, or remove the view")
         for view in layout.views
@@ -261,21 +257,6 @@ def _check_same_camera(facts: Sequence[Facts]) -> list[Problem]:
 def _relative(view: Facts) -> Problem:
     todo = f"give depth_near and depth_far in {TRANSFORMS}, or save it with 16 bits"
     return Problem(where=view.depth_path or view.path, what="is 8-bit grey, which gives no distance", todo=todo)
-
-
-def _check_meeting(facts: Sequence[Facts]) -> list[Problem]:
-    """Views that put the object at another place than the others do, because of wrong camera axes or depth units."""
-    known = [(view, view.object_point) for view in facts if view.object_point is not None]
-    if len(known) < _MEETING_VIEWS:
-        return []
-    points = np.array([point for _, point in known])
-    distances = [np.linalg.norm(view.camera.centre - point) for view, point in known if view.camera is not None]
-    strays = np.linalg.norm(points - np.median(points, axis=0), axis=1) > _STRAY_SHARE * np.median(distances)
-    if not strays.any():
-        return []
-    names = ", ".join(view.report.name for (view, _), stray in zip(known, strays, strict=True) if stray)
-    todo = f"check the camera axes (OpenGL: looking along -z) and depth_unit_scale_factor in {TRANSFORMS}"
-    return [Problem(where=TRANSFORMS, what=f"puts the object elsewhere in {names} than in the other views", todo=todo)]
 
 
 def _with_verdict(view: Facts, warnings: Sequence[Problem]) -> ViewReport:

@@ -61,7 +61,7 @@ def rig(
     frames = [
         {"file_path": view.image, "transform_matrix": pose.tolist()} for view, pose in zip(views, poses, strict=True)
     ]
-    _write(target, {"camera_angle_x": math.radians(fov_deg), "frames": frames})
+    _write(target, {"rig": kind, "camera_angle_x": math.radians(fov_deg), "frames": frames})
     return target
 
 

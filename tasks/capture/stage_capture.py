@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.capture import masks
+from tasks.capture.camera import Camera
 from tasks.capture.images import decode_picture
 from tasks.capture.layout import digest, pair
 from tasks.capture.listing import ListedFile, Listing, list_capture
@@ -66,9 +67,12 @@ class Capture(StoredResult):
         """Names of all views, sorted."""
         return tuple(self.images)
 
-    def views(self, names: Sequence[str] | None = None) -> Iterator[View]:
-        """The decoded views, all or those named, one by one: few are in memory at once."""
-        return decoded_views(self.entries, self.read, names)
+    def views(self, names: Sequence[str] | None = None, placed: Mapping[str, Camera] | None = None) -> Iterator[View]:
+        """The decoded views, all or those named, one by one: few are in memory at once.
+
+        placed: the cameras by view name, instead of the capture's own.
+        """
+        return decoded_views(self.entries, self.read, names, placed)
 
     def sharpness(self, name: str) -> float:
         """Sharpness of a view's whole image, as `masks.sharpness` measures it."""

@@ -70,6 +70,7 @@ class _Transforms(Intrinsics, frozen=True):
     depth_unit_scale_factor: Positive = 0.001
     depth_near: Positive | None = None
     depth_far: Positive | None = None
+    rig: str | None = None
     bounds: tuple[tuple[FiniteFloat, FiniteFloat, FiniteFloat], tuple[FiniteFloat, FiniteFloat, FiniteFloat]] | None = (
         None
     )
@@ -116,6 +117,8 @@ class Cameras:
     """(2, 3) corners of the object's box, world metres"""
     named: frozenset[str] = frozenset()
     """Views that have a frame, right or wrong"""
+    rig: str | None = None
+    """The kind of a declared rig, as `capture2mesh rig` writes it"""
 
 
 def load_cameras(layout: Layout, read: Reader) -> tuple[Cameras, list[Problem]]:
@@ -153,7 +156,9 @@ def parse_transforms(data: bytes, layout: Layout) -> tuple[Cameras, list[Problem
         if name is not None:
             named.add(name)
         problems += wrong
-    cameras = Cameras(MappingProxyType(frames), top.depth_unit_scale_factor, depth_range, bounds, frozenset(named))
+    cameras = Cameras(
+        MappingProxyType(frames), top.depth_unit_scale_factor, depth_range, bounds, frozenset(named), top.rig
+    )
     return cameras, problems
 
 

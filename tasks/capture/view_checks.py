@@ -68,8 +68,6 @@ class Facts:
     """True if the depth map gives no distances"""
     shows_object: bool
     """False if it has no depth reading on the object, or an empty mask"""
-    object_point: NDArray[np.float64] | None
-    """(3,) world metres, the middle of the object by depth and camera; None without one of them"""
     thumbnail: Thumbnail
 
 
@@ -117,7 +115,6 @@ def inspect(files: ViewFiles, cameras: Cameras, read: Reader) -> Inspection:
         fingerprint=_fingerprint(view),
         relative_depth=decoded.depth_map is not None and decoded.depth_map.metres is None,
         shows_object=_misses(decoded) is None,
-        object_point=None if wrong_camera else _object_point(view),
         thumbnail=thumbnail(view),
     )
     inspection = Inspection(facts, camera_problems=wrong_camera)
@@ -204,18 +201,6 @@ def _suspect_depth(path: str, decoded: Decoded) -> list[Problem]:
 
 def _border_share(mask: NDArray[np.bool_]) -> float:
     return float(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean())
-
-
-def _object_point(view: View) -> NDArray[np.float64] | None:
-    """The world point (3,) in the middle of the object's readings, at their median depth, metres."""
-    if view.camera is None or view.depth is None or not view.depth.any():
-        return None
-    rows, columns = np.nonzero(view.depth)
-    camera = view.camera.resized(view.depth.shape[1], view.depth.shape[0])
-    middle_depth = np.median(view.depth[rows, columns], keepdims=True)
-    with np.errstate(all="ignore"):  # a wild distortion has no inverse
-        point = camera.points(rows.mean(keepdims=True), columns.mean(keepdims=True), middle_depth)[0]
-    return point if np.isfinite(point).all() else None
 
 
 def _fingerprint(view: View) -> str:

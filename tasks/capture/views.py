@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -76,9 +76,15 @@ def load_views(paths: Iterable[str], read: Reader, names: Iterable[str] | None =
     return list(decoded_views(paths, read, names))
 
 
-def decoded_views(paths: Iterable[str], read: Reader, names: Iterable[str] | None = None) -> Iterator[View]:
+def decoded_views(
+    paths: Iterable[str],
+    read: Reader,
+    names: Iterable[str] | None = None,
+    placed: Mapping[str, Camera] | None = None,
+) -> Iterator[View]:
     """Decode the views of a capture (all, or those named) one by one, sorted by name; few are in memory at once.
 
+    placed: the cameras by view name, instead of the capture's own; a view that is not among them has none.
     If nothing tells the object from its background, the mask is True everywhere. Depth is zero outside of the mask and
     of the `bounds`. Raises DecodeError; a capture that was examined has no such file.
     """
@@ -89,7 +95,7 @@ def decoded_views(paths: Iterable[str], read: Reader, names: Iterable[str] | Non
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(chosen), _AT_ONCE):
             batch = chosen[start : start + _AT_ONCE]
-            for decoded in pool.map(lambda files: decode_view(files, cameras, read), batch):
+            for decoded in pool.map(lambda files: decode_view(files, cameras, read, placed), batch):
                 yield decoded.view
 
 
@@ -99,7 +105,9 @@ def depth_file(files: ViewFiles, cameras: Cameras) -> str | None:
     return frame.depth if frame is not None and frame.depth is not None else files.depth
 
 
-def decode_view(files: ViewFiles, cameras: Cameras, read: Reader) -> Decoded:
+def decode_view(
+    files: ViewFiles, cameras: Cameras, read: Reader, placed: Mapping[str, Camera] | None = None
+) -> Decoded:
     """Decode one view with its mask and depth, as `decoded_views` does. Raises DecodeError with all broken files."""
     limit = settings().max_pixels
     frame = cameras.frames.get(files.name)
@@ -118,7 +126,10 @@ def decode_view(files: ViewFiles, cameras: Cameras, read: Reader) -> Decoded:
     if picture is None or broken:
         raise DecodeError(*broken)
     height, width = picture.rgb.shape[:2]
-    camera = None if frame is None else frame.camera(width, height)
+    if placed is None:
+        camera = None if frame is None else frame.camera(width, height)
+    else:
+        camera = placed[files.name].resized(width, height) if files.name in placed else None
     mask, depth, mask_from = _foreground(picture, depth_map, camera, cameras.bounds)
     return Decoded(View(files.name, picture.rgb, mask, depth, camera), picture, depth_map, mask_from)
 

@@ -17,6 +17,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from tasks.cameras.find_cameras import find_cameras
 from tasks.capture.layout import is_id, pair
 from tasks.capture.listing import Listing, list_capture, list_captures
 from tasks.capture.stage_capture import stage_capture
@@ -142,10 +143,12 @@ def _inferred(listing: Listing, engine: EngineChoice, parameters: Parameters) ->
     staged = stage_capture.stored(listing)
     if staged is None:
         return False
-    examined = validate_capture.stored(staged, ENGINES[engine.name].needs)
-    if examined is None:
+    needs = ENGINES[engine.name].needs
+    examined = validate_capture.stored(staged, needs)
+    cameras = find_cameras.stored(staged, parameters.cameras, needs)
+    if examined is None or cameras is None:
         return False
-    return infer.stored(staged, engine, parameters.infer, weights_for(engine, examined)) is not None
+    return infer.stored(staged, cameras, engine, parameters.infer, weights_for(engine, examined)) is not None
 
 
 def _listed(dataset: str, output: str) -> tuple[list[Listing], list[Planned]]:

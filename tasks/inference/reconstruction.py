@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from safetensors.numpy import load
 
+from tasks.cameras.find_cameras import CaptureCameras
 from tasks.capture.stage_capture import Capture
 from tasks.capture.views import View
 from tasks.errors import InferenceInterrupted, StorageUnavailable
@@ -105,27 +106,40 @@ def chosen(names: Sequence[str], limit: int | None, sharpness: Callable[[str], f
     return tuple(max(part, key=measured.__getitem__) for part in np.array_split(np.array(names, object), limit))
 
 
-def _infer_key(capture: Capture, engine: EngineChoice, parameters: InferParameters, weights: Weights | None) -> Any:
+def _infer_key(
+    capture: Capture,
+    cameras: CaptureCameras,
+    engine: EngineChoice,
+    parameters: InferParameters,
+    weights: Weights | None,
+) -> Any:
     digest = None if weights is None else weights.bundle
     own = parameters.model_dump(include={"seed", "views", engine.name})
-    return [capture.digest, engine.name, engine.version, own, digest]
+    return [capture.digest, cameras.key, engine.name, engine.version, own, digest]
 
 
 @stage(
     key=_infer_key,
-    version="2",
+    version="3",
     tags=("inference",),
     **retried(INFER_RETRIES, StorageUnavailable, InferenceInterrupted),
 )
 def infer(
-    folder: Path, capture: Capture, engine: EngineChoice, parameters: InferParameters, weights: Weights | None
+    folder: Path,
+    capture: Capture,
+    cameras: CaptureCameras,
+    engine: EngineChoice,
+    parameters: InferParameters,
+    weights: Weights | None,
 ) -> Reconstruction:
     """Run the engine on the capture's views and show its progress."""
     runs = ENGINES[engine.name]
     limits = [limit for limit in (parameters.views, runs.most_views(parameters)) if limit is not None]
-    names = chosen(capture.view_names, min(limits, default=None), capture.sharpness)
+    posed = cameras.by_view()
+    named = [name for name in capture.view_names if name in posed or not runs.needs.cameras]
+    names = chosen(named, min(limits, default=None), capture.sharpness)
     with progress_artifact("infer") as progress:
-        views = list(capture.views(names))
+        views = list(capture.views(names, posed))
         output = runs.reconstruct(views, parameters, progress)
         to_capture, registration = _placed(output, views)
     (folder / RESULT).write_bytes(output.to_safetensors())

@@ -13,6 +13,7 @@ from PIL import Image
 from trimesh.visual.material import PBRMaterial
 from trimesh.visual.texture import TextureVisuals
 
+from tasks.cameras.find_cameras import CaptureCameras
 from tasks.capture.stage_capture import Capture
 from tasks.errors import ExportFailed, InputError
 from tasks.geometry.simplification import simplify, simplify_open
@@ -75,17 +76,25 @@ def exports_in_process(engine: EngineChoice, parameters: ExportParameters) -> bo
     return exporter_of(engine, parameters) != "native"
 
 
-def _export_key(reconstruction: Reconstruction, capture: Capture, parameters: ExportParameters) -> Any:
-    return [reconstruction.key, reconstruction.views, parameters]
+def _export_key(
+    reconstruction: Reconstruction, capture: Capture, cameras: CaptureCameras, parameters: ExportParameters
+) -> Any:
+    return [reconstruction.key, reconstruction.views, cameras.key, parameters]
 
 
 @stage(key=_export_key, version="2", **retried(EXPORT_RETRIES))
-def export_glb(folder: Path, reconstruction: Reconstruction, capture: Capture, parameters: ExportParameters) -> Mesh:
+def export_glb(
+    folder: Path,
+    reconstruction: Reconstruction,
+    capture: Capture,
+    cameras: CaptureCameras,
+    parameters: ExportParameters,
+) -> Mesh:
     """Make the textured GLB: by our own steps (native), or by the engine's exporter in its model's process."""
     if exports_in_process(reconstruction.engine, parameters):
         exported = _in_process(reconstruction, parameters)
     else:
-        exported = _native(reconstruction, capture, parameters)
+        exported = _native(reconstruction, capture, cameras, parameters)
     (folder / GLB).write_bytes(glb_of(exported.unwrapped, exported.texture))
     return Mesh(
         exporter=exporter_of(reconstruction.engine, parameters),
@@ -112,7 +121,9 @@ class _Exported:
     limit: float | None = None
 
 
-def _native(reconstruction: Reconstruction, capture: Capture, parameters: ExportParameters) -> _Exported:
+def _native(
+    reconstruction: Reconstruction, capture: Capture, cameras: CaptureCameras, parameters: ExportParameters
+) -> _Exported:
     """Simplify, close, unwrap and bake the texture.
 
     The texture comes from the views if the mesh lies in their frame; what they do not show, and any other mesh, gets
@@ -134,7 +145,8 @@ def _native(reconstruction: Reconstruction, capture: Capture, parameters: Export
     except ValueError as error:
         raise ExportFailed(f"{capture.id}: {error}") from error
     unwrapped = unwrap(simplified.vertices, simplified.faces, parameters.texture_px)
-    views = [] if to_capture is None else [view.of(subject) for view in capture.views(reconstruction.views)]
+    seen = () if to_capture is None else capture.views(reconstruction.views, cameras.by_view())
+    views = [view.of(subject) for view in seen if view.camera is not None]
     texture, coverage = bake(unwrapped, views, parameters.texture_px, colours)
     return _Exported(unwrapped, texture, coverage, FAST_SIMPLIFICATION, simplified.error, simplified.limit)
 

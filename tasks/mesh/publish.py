@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks.cameras.find_cameras import CaptureCameras
 from tasks.capture.capture_checks import CaptureReport
 from tasks.capture.stage_capture import Capture
 from tasks.errors import StorageUnavailable, grouped, storage_errors
@@ -21,7 +22,7 @@ from tasks.mesh.convert import Formats
 from tasks.mesh.export import Mesh
 from tasks.mesh.validate import MeshReport
 from tasks.progress import StageTiming
-from tasks.report import CaptureSummary, Check, EngineSummary, Report, SensorSummary, status_of
+from tasks.report import CamerasSummary, CaptureSummary, Check, EngineSummary, Report, SensorSummary, status_of
 from tasks.settings import PIPELINE_VERSION, Parameters
 from tasks.stage import retried, step
 from tasks.store.local_files import locked, take_place, working_folder, write_atomically
@@ -66,6 +67,8 @@ class Results(BaseModel):
     """The capture by content."""
     capture_report: CaptureReport
     """Its views and warnings."""
+    cameras: CaptureCameras
+    """The cameras of its views."""
     engine: EngineChoice
     """The engine, and why it was chosen."""
     reconstruction: Reconstruction
@@ -92,13 +95,14 @@ class Results(BaseModel):
             ),
             engine=EngineSummary(**self.engine.model_dump(), parameters=parameters.model_dump(mode="json")),
             weights=self.reconstruction.weights,
+            cameras=self._cameras(),
             sensor=None if surface is None else SensorSummary.model_validate(surface, from_attributes=True),
             subject="" if surface is None else f"{surface.subject.kind}: {surface.subject.reason}",
             mesh=self.mesh_report.mesh,
             registration=self.reconstruction.registration,
             status=status_of(checks),
             checks=checks,
-            warnings=(*grouped(self.capture_report.warnings), *self._warnings()),
+            warnings=(*grouped((*self.capture_report.warnings, *self.cameras.warnings)), *self._warnings()),
             stages=stages,
             outputs=self.outputs,
         )
@@ -118,6 +122,20 @@ class Results(BaseModel):
         )
         return store().read(owner, path)
 
+    def _cameras(self) -> CamerasSummary:
+        cameras = self.cameras
+        return CamerasSummary(
+            source=cameras.source,
+            focal_px=cameras.focal_px,
+            posed=len(cameras.views),
+            left_out=tuple(view.name for view in cameras.left_out),
+            residual_m=cameras.residual_m,
+            agreement=cameras.agreement,
+            conflict=cameras.conflict,
+            correction_deg=cameras.correction_deg,
+            correction_m=cameras.correction_m,
+        )
+
     def _warnings(self) -> list[str]:
         """Warnings beside the capture's own."""
         reconstruction = self.reconstruction
@@ -132,9 +150,11 @@ class Results(BaseModel):
 
     def _checks(self) -> list[Check]:
         warnings = len(self.capture_report.warnings)
+        doubts = len(self.cameras.warnings)
         used, asked = len(self.reconstruction.views), self.reconstruction.views_asked
         return [
             Check(name="capture_warnings", passed=not warnings, value=warnings, limit=0),
+            Check(name="camera_warnings", passed=not doubts, value=doubts, limit=0),
             Check(name="views_used", passed=used >= asked, value=used, limit=asked),
             *(
                 [Check(name="registered", passed=found.accepted, value=round(found.inlier_share, 4), limit=MIN_INLIERS)]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial import cKDTree
 
+from tasks.cameras.find_cameras import CaptureCameras
 from tasks.capture.stage_capture import Capture
 from tasks.capture.views import View
 from tasks.geometry.render import preview
@@ -179,16 +180,18 @@ def has_appearance(mesh: trimesh.Trimesh) -> bool:
     return mesh.visual.kind in ("vertex", "face")
 
 
-def _mesh_key(mesh: Mesh, capture: Capture, limits: Limits) -> Any:
-    return [mesh.outputs, mesh.texture_coverage, mesh.metric, mesh.surface, mesh.export_error, capture.digest, limits]
+def _mesh_key(mesh: Mesh, capture: Capture, cameras: CaptureCameras, limits: Limits) -> Any:
+    facts = [mesh.outputs, mesh.texture_coverage, mesh.metric, mesh.surface, mesh.export_error]
+    return [*facts, capture.digest, cameras.key, limits]
 
 
 @stage(key=_mesh_key, version="2")
-def validate_mesh(folder: Path, mesh: Mesh, capture: Capture, limits: Limits) -> MeshReport:
+def validate_mesh(folder: Path, mesh: Mesh, capture: Capture, cameras: CaptureCameras, limits: Limits) -> MeshReport:
     """Measure, check and render the mesh; a mesh below the floor is a result, not an error."""
     loaded, summary = measure(mesh.glb(), mesh)
     subject = None if mesh.surface is None else mesh.surface.subject
-    points = captured_points(view.of(subject) for view in (capture.views() if mesh.metric else ()))
+    seen = capture.views(placed=cameras.by_view()) if mesh.metric else ()
+    points = captured_points(view.of(subject) for view in seen)
     checks = checks_of(loaded, summary, points, limits, mesh.surface) + simplification_checks(mesh, summary)
     (folder / "previews").mkdir()
     pictures: list[Image.Image] = []

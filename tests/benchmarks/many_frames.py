@@ -22,7 +22,16 @@ from tests.synthetic.rooms import make_room_capture
 
 ROOT = Path(__file__).parents[2]
 MARKER = "_COMPLETE"
-SHOWN = ("stage_capture", "validate_capture", "infer", "export_glb", "convert_formats", "validate_mesh", "publish")
+SHOWN = (
+    "stage_capture",
+    "validate_capture",
+    "find_cameras",
+    "infer",
+    "export_glb",
+    "convert_formats",
+    "validate_mesh",
+    "publish",
+)
 
 
 def capture(folder: Path, frames: int) -> Path:

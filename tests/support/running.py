@@ -23,7 +23,15 @@ from tasks.store.location import Manifest
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 480
 """Seconds. It is long because the machine may be busy: no test measures with it."""
-STAGES = ("stage_capture", "validate_capture", "infer", "export_glb", "convert_formats", "validate_mesh")
+STAGES = (
+    "stage_capture",
+    "validate_capture",
+    "find_cameras",
+    "infer",
+    "export_glb",
+    "convert_formats",
+    "validate_mesh",
+)
 SMALL = {
     "export.texture_px": "256",
     "export.faces": "2000",

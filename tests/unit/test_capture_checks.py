@@ -142,7 +142,6 @@ def _cases() -> list[Any]:
         "no views": ({CAMERAS: GOOD[CAMERAS]}, "views/", "0 view(s)"),
         "copied view": (GOOD | {VIEW: GOOD["views/view_000.png"]}, VIEW, "same pixels as views/view_000.png"),
         "one name twice": (GOOD | {"views/view_001.jpg": GOOD[VIEW]}, "views/view_001.jpg", "shares its name"),
-        "no cameras": (without(GOOD, CAMERAS), CAMERAS, "is missing"),
         "no frames": (edited(GOOD, frames=[]), VIEW, "no camera"),
         "bomb": (GOOD | {VIEW: _bomb()}, VIEW, "more than the"),
         "principal point": (edited(GOOD, cx=1000.0), VIEW, "principal point"),
@@ -185,10 +184,14 @@ def test_one_fault_is_told_once() -> None:
     for content in (
         GOOD | {VIEW: b""},
         without(GOOD, DEPTH),
-        without(GOOD, CAMERAS),
         GOOD | {DEPTH: GOOD[DEPTH][:-30]},
     ):
         assert len(problems_of(content)) == 1
+
+
+def test_cameras_that_are_not_given_are_no_fault() -> None:
+    """The stage find_cameras finds them."""
+    assert not report(without(GOOD, CAMERAS)).has_cameras
 
 
 def test_all_faults_are_told_together() -> None:
@@ -289,13 +292,6 @@ def test_plain_views_may_be_alike() -> None:
 def test_one_camera_for_two_pictures_is_a_warning() -> None:
     first = json.loads(GOOD[CAMERAS])["frames"][0]["transform_matrix"]
     assert "same camera as views/view_000.png" in _warned(moved(GOOD, 1, lambda _: np.array(first)))[VIEW]
-
-
-def test_inverted_camera_axes_are_a_warning() -> None:
-    content = GOOD
-    for index in range(4):
-        content = moved(content, index, lambda matrix: matrix * [1, -1, -1, 1])
-    assert "puts the object elsewhere" in _warned(content)[CAMERAS]
 
 
 def test_exif_orientation_and_strange_files_are_warnings() -> None:

@@ -96,8 +96,8 @@ def test_every_state(planned: Callable[..., Plan], made: Made, output: str) -> N
         record_failure(output, key_of(urls["faulty"]), urls["faulty"], EmptyResult("nothing came out"))
     record_failure(output, key_of(urls["unlucky"]), urls["unlucky"], StorageUnavailable("no network"))
     cached = list_capture(urls["cached"])
-    prepared = prepare(cached, FUSION, Upload.of(cached, output, FUSION.name, PARAMETERS))
-    infer(prepared.capture, FUSION, PARAMETERS.infer, None)
+    prepared = prepare(cached, FUSION, PARAMETERS, Upload.of(cached, output, FUSION.name, PARAMETERS))
+    infer(prepared.capture, prepared.cameras, FUSION, PARAMETERS.infer, None)
 
     found = planned()
     assert states(found) == {

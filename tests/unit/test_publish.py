@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tasks.cameras.find_cameras import CaptureCameras
 from tasks.capture.capture_checks import CaptureReport
 from tasks.capture.stage_capture import Capture
 from tasks.inference.reconstruction import Reconstruction
@@ -91,6 +92,7 @@ def results(uploaded_at: datetime = NOON, *, passed: bool = True, failures: tupl
             digest="d1",
         ),
         capture_report=CaptureReport(views=(), warnings=(), has_cameras=True),
+        cameras=CaptureCameras(source="given", views=()),
         engine=CHOICE,
         reconstruction=RECONSTRUCTION,
         mesh=stored(
@@ -290,6 +292,7 @@ def test_report_is_what_the_design_says(output: Path) -> None:
         "capture",
         "engine",
         "weights",
+        "cameras",
         "sensor",
         "subject",
         "mesh",
