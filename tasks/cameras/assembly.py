@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.cameras.conflict import inverse
-from tasks.cameras.evidence import Evidence, Verdict
 from tasks.cameras.joint_refinement import Refined, refine
+from tasks.cameras.jury import Jury, Verdict
 from tasks.cameras.pairs import DIFFERENT, Hypothesis, turned
 from tasks.cameras.surface_views import SurfaceView
 
@@ -39,7 +39,7 @@ class Assembly:
         self.free_focal = free_focal
         self.posed: dict[int, Floats] = {}
         """Camera-to-world (4, 4) in pinhole axes, by the view's index"""
-        self.evidence = Evidence(surfaces, zoom, GROWING_SLACK)
+        self.jury = Jury(surfaces, zoom, GROWING_SLACK)
 
     def grow(self, hypotheses: Sequence[Hypothesis], seed: int) -> None:
         """Pose all views that pairs link with the seed, the surest ones first."""
@@ -92,7 +92,7 @@ class Assembly:
         elif len(others) > WITNESSES:
             near = nearest(candidates[0], others, WITNESSES // 2)
             others = {other: others[other] for other in {*near, *_spread(list(others), WITNESSES // 2)}}
-        return self.evidence.view(view, candidates, others)
+        return self.jury.view(view, candidates, others)
 
     def settle(self, view: int, candidate: Floats) -> Floats:
         """A candidate (4, 4), refined against the posed views near it, which stay."""
@@ -125,12 +125,12 @@ class Assembly:
         )
         self.posed = dict(zip(views, result.poses, strict=True))
         self.zoom = result.zoom
-        self.evidence = Evidence(self.surfaces, self.zoom, slack)
+        self.jury = Jury(self.surfaces, self.zoom, slack)
         return result
 
     def purge(self) -> list[int]:
         """Take out views until few contradict each other; returns them, the worst first."""
-        views, conflicts = list(self.posed), self.evidence.conflicts(self.posed)
+        views, conflicts = list(self.posed), self.jury.conflicts(self.posed)
         over = np.where(conflicts > self.limit, conflicts, 0.0)
         gone: list[int] = []
         # single pairs that contradict come from noise; a wrong view contradicts many

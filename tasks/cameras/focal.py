@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.cameras.evidence import Evidence
 from tasks.cameras.features import Features
+from tasks.cameras.jury import Jury
 from tasks.cameras.pairs import (
     FINE_SLACK,
     INLIER,
@@ -50,13 +50,13 @@ def found_zoom(
 
     values = []
     for zoom in zooms:
-        evidence = Evidence(surfaces, zoom, FINE_SLACK)
+        evidence = Jury(surfaces, zoom, FINE_SLACK)
         values.append(value(zoom))
     best = int(np.argmax(values))
     around = np.geomspace(zooms[min(best + 1, len(zooms) - 1)], zooms[max(best - 1, 0)], FINE_STEPS + 2)[1:-1]
     fine = []
     for zoom in around:
-        evidence = Evidence(surfaces, zoom, FINE_SLACK)
+        evidence = Jury(surfaces, zoom, FINE_SLACK)
         fine.append(value(zoom))
     return float(around[int(np.argmax(fine))])
 
@@ -67,7 +67,7 @@ def _pair_value(
     matched: Mapping[Pair, NDArray[np.intp]],
     pair: Pair,
     zoom: float,
-    evidence: Evidence,
+    evidence: Jury,
     rng: np.random.Generator,
 ) -> float:
     """Quality of a pair's best motion with a turn; 0 without one."""

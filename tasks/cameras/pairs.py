@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.cameras.evidence import Evidence
 from tasks.cameras.features import Features
 from tasks.cameras.joint_refinement import refine
+from tasks.cameras.jury import Jury
 from tasks.cameras.surface_views import SurfaceView, object_size
 
 Floats = NDArray[np.float64]
@@ -71,7 +71,7 @@ def pair_hypotheses(
     points = [each.points(surface, zoom) for each, surface in zip(found, surfaces, strict=True)]
     noise = float(np.median([surface.noise for surface in surfaces]))
     tolerance = INLIER * object_size(surfaces, zoom) + INLIER_SIGMAS * noise
-    coarse = Evidence(surfaces, zoom, COARSE_SLACK)
+    coarse = Jury(surfaces, zoom, COARSE_SLACK)
     proposed = []
     for (one, other), match in matched.items():
         solutions = rigid_motions(points[one][match[:, 0]], points[other][match[:, 1]], tolerance, rng, tries)
@@ -80,7 +80,7 @@ def pair_hypotheses(
             quality = verdict.support - PLAUSIBLE_CONFLICT_WEIGHT * verdict.conflict
             proposed += [(quality[k], one, other, motion, count) for k, (count, motion) in enumerate(solutions)]
     proposed.sort(key=lambda each: -each[0])
-    fine = Evidence(surfaces, zoom, FINE_SLACK)
+    fine = Jury(surfaces, zoom, FINE_SLACK)
     verified = []
     for rough, one, other, motion, count in proposed[: REFINED * len(surfaces)]:
         if rough > PLAUSIBLE:

@@ -26,7 +26,7 @@ MOST_SHIFT = 0.06  # of the distance to the object
 NEIGHBOURS = 12  # views that look in the most similar direction, that each is compared with
 # From wide gates with few readings to narrow ones with many; gates are shares of the object's size
 ROUGH: dict[str, Any] = {"gates": (0.05, 0.012), "readings": 250, "iterations": 8}
-EXACT: dict[str, Any] = {"gates": (0.012, 0.006), "readings": 600, "iterations": 10}
+EXACT: dict[str, Any] = {"gates": (0.012, 0.006), "readings": 600, "iterations": 8}
 # A camera is astray if more of what its readings meet is in conflict than this, and so many medians of all. It is tried
 # again, unless most are
 ASTRAY, ASTRAY_MEDIANS, MOST_ASTRAY, TRIES = 0.05, 3.0, 0.5, 2

@@ -67,10 +67,11 @@ def second_solution(assembly: Assembly, view: int) -> SecondSolution:
     candidates = turned_poses(assembly, pose)
     quality = assembly.judge(view, candidates).quality(assembly.limit)
     size = object_size(assembly.surfaces, assembly.zoom)
+    middle = assembly.surfaces[view].points(assembly.zoom).mean(axis=0)
     best = SecondSolution(1.0, 0.0)
     for candidate in candidates[np.argsort(-quality, kind="stable")[:SETTLED_CANDIDATES]]:
         settled = assembly.settle(view, candidate)
-        if _same(settled, pose, size):
+        if _same(settled, pose, middle, size):
             continue
         there = assembly.judge(view, settled[None]).quality(assembly.limit)
         margin = 1 - float(there[0]) / support
@@ -112,8 +113,9 @@ def slides(assembly: Assembly, view: int) -> bool:
     return bool((there > (1 - INDIFFERENT) * here).any())
 
 
-def _same(one: Floats, other: Floats, size: float) -> bool:
-    apart = np.linalg.norm(one[:3, 3] - other[:3, 3])
+def _same(one: Floats, other: Floats, middle: Floats, size: float) -> bool:
+    """True if two poses differ little, and so does the place of what the view shows."""
+    apart = np.linalg.norm((one - other)[:3] @ np.append(middle, 1.0))
     return turned(one[:3, :3], other[:3, :3]) < OTHER_TURN and bool(apart < OTHER_SHIFT * size)
 
 

@@ -18,10 +18,10 @@ from tasks.capture.masks import resample
 from tasks.capture.views import View
 from tasks.geometry.depth_noise import DepthNoise
 
-Map = NDArray[np.float32]
+Map = NDArray[np.float64]
 
 COMPARED_PX = 160  # sides of the maps in which the background is sought
-SPREAD = (10.0, 90.0)  # percentiles over views: single views may be hidden or without a reading
+SPREAD = (0.0, 90.0)  # percentiles over views: an object may hide a pixel in one of them; readings may be too far
 SIGMAS = 6.0  # of depth that stays
 LEAST_STILL = 0.3  # share of the frame that stays
 # The grey values of what stays change less over the views than from place to place, or it is a plain table that
@@ -45,7 +45,7 @@ def without_still_background(views: Sequence[View], sensor: DepthNoise) -> list[
     known = (depth > 0).mean(axis=0) > 0.5
     measured = np.where(depth > 0, depth, np.nan)
     near, far = (np.nan_to_num(_percentile(measured, known, share)) for share in SPREAD)
-    still = known & (far - near < SIGMAS * sensor.at(far) + sensor.step_at(far))
+    still = known & (far - near < np.maximum(BEHIND * far, SIGMAS * sensor.at(far) + sensor.step_at(far)))
     if still.mean() < LEAST_STILL or grey[:, still].std(axis=0).mean() > STILL_GREY * grey.mean(axis=0)[still].std():
         return None
     moving = ndimage.binary_closing(known & ~still, iterations=CLOSED_PX)
@@ -56,19 +56,22 @@ def without_still_background(views: Sequence[View], sensor: DepthNoise) -> list[
     largest = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
     if largest.mean() < LEAST_MOVING:
         return None
-    background = np.where(far - near > BEHIND * far, far, np.inf)
+    # the object may hide it in all views but one; where in all, the farthest reading is far before what is around
+    farthest = depth.max(axis=0).astype(np.float64)
+    around = far[tuple(ndimage.distance_transform_edt(~still, return_distances=False, return_indices=True))]
+    background = np.where(farthest > (1 - BEHIND) * around, farthest, np.inf)
     return [_cut_out(view, largest, background) for view in views]
 
 
 def _percentile(values: Map, known: NDArray[np.bool_], share: float) -> Map:
-    result = np.zeros(known.shape, np.float32)
+    result = np.zeros(known.shape)
     result[known] = np.nanpercentile(values[:, known], share, axis=0)
     return result
 
 
 def _grey(view: View, columns: int, rows: int) -> Map:
     picture = Image.fromarray(view.image).convert("L").resize((columns, rows), Image.Resampling.BOX)
-    return np.asarray(picture, np.float32)
+    return np.asarray(picture, np.float64)
 
 
 def _cut_out(view: View, region: NDArray[np.bool_], background: Map) -> View:

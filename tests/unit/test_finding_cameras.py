@@ -13,6 +13,7 @@ from tasks.cameras.conflict import GL_TO_PINHOLE, inverse
 from tasks.cameras.finding import FoundCameras, find
 from tasks.cameras.joint_refinement import motions, refine
 from tasks.cameras.pairs import rigid_motions, turned
+from tasks.cameras.still_background import without_still_background
 from tasks.cameras.surface_views import surface_views
 from tasks.cameras.world_frame import world_of
 from tasks.capture.views import View
@@ -58,7 +59,8 @@ def degrees_off(views: Sequence[View], found: FoundCameras) -> np.ndarray:
 
 def test_cameras_of_a_painted_bowl_are_found_in_a_world_with_z_up(bowl: list[View]) -> None:
     found = find(bowl, EXACT)
-    assert found.refusal is None and len(found.cameras) >= 11
+    assert found.refusal is None and len(found.cameras) >= 10  # two see next to nothing that others see
+    assert found.ambiguous is None and found.object_moves is None
     assert degrees_off(bowl, found).max() < 0.3
     assert not found.focal_found and found.focal_px == pytest.approx(bowl[0].camera.fl_x)
     assert found.conflict < 0.015
@@ -72,7 +74,7 @@ def test_perturbed_cameras_are_refined_to_the_truth_with_the_focal_length(bowl: 
     refined = refine(surfaces, disturbed, 1.01, free_focal=True)
     relative = inverse(refined.poses[0]) @ refined.poses
     expected = inverse(true[0]) @ true
-    assert max(turned(a[:3, :3], b[:3, :3]) for a, b in zip(relative, expected, strict=True)) < np.radians(0.1)
+    assert max(turned(a[:3, :3], b[:3, :3]) for a, b in zip(relative, expected, strict=True)) < np.radians(0.15)
     assert refined.zoom == pytest.approx(1, abs=2e-3)
 
 
@@ -91,6 +93,25 @@ def test_rigid_motions_survive_wrong_matches() -> None:
 def test_an_object_without_texture_never_passes_as_certain(shape: str) -> None:
     found = find(views_of(shape, 8, plain=True, size=128), EXACT)
     assert found.refusal is not None or found.ambiguous is not None
+
+
+def test_a_still_background_is_taken_away_from_an_object_that_turns(bowl: list[View]) -> None:
+    rng = np.random.default_rng(0)
+    backdrop = np.repeat(np.repeat(rng.integers(0, 255, (24, 24, 3), np.uint8), 8, axis=0), 8, axis=1)
+    wall = np.full((SIZE, SIZE), 1.8, np.float32)
+    filmed = []
+    for view in bowl:
+        image = np.where(view.mask[..., None], view.image, backdrop)
+        depth = np.where(view.mask, view.depth, wall)
+        filmed.append(replace(view, image=image, depth=depth, mask=np.ones_like(view.mask)))
+    alone = without_still_background(filmed, EXACT)
+    assert alone is not None
+    for view, cut in zip(bowl, alone, strict=True):
+        assert (view.mask & cut.mask).sum() > 0.95 * (view.mask | cut.mask).sum()
+
+
+def test_a_background_that_moves_with_the_object_stays(bowl: list[View]) -> None:
+    assert without_still_background([replace(view, mask=np.ones_like(view.mask)) for view in bowl], EXACT) is None
 
 
 def test_too_few_views_are_refused(bowl: list[View]) -> None:

@@ -1,4 +1,4 @@
-"""Evidence for a camera: how much of a view agrees with others, contradicts them, and has their colours.
+"""Judgement of a camera by other views: how much of a view agrees with others, contradicts them, and has their colours.
 
 `pairs`, `finding`, `second_solutions` and `focal` judge by it.
 """
@@ -43,7 +43,7 @@ class Verdict:
         return self.support - CONFLICT_COST * self.conflict / limit
 
 
-class Evidence:
+class Jury:
     """The views of a capture as witnesses for and against cameras."""
 
     def __init__(self, surfaces: Sequence[SurfaceView], zoom: float, slack: float) -> None:
