@@ -220,6 +220,11 @@ def _checked(
     witnesses = [witness for view in some if len((witness := Witness.of(view, sensor)).depth)]
     if len(witnesses) < 2:
         return given
+    if needs.cameras and not all(np.isfinite(witness.points).all() for witness in witnesses):
+        what, todo = "the lens distortion has no inverse inside the image", "correct k1, k2, p1, p2"
+        raise CaptureRefused(
+            capture.uri, [Problem(where=TRANSFORMS, what=what, todo=f"{todo}, or undistort the images")]
+        )
     before = agreement(witnesses, pinhole_poses(witnesses))
     judged = given.model_copy(update=_figures(before))
     if before.contradicted <= REFINED_FROM and before.agree.mean() > REFINED_FROM and parameters.mode != "refine":
