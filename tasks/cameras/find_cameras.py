@@ -240,7 +240,8 @@ def _checked(
     if judged.conflict is not None and judged.conflict > TOLD_FROM:
         what = f"cameras and depth contradict each other in {judged.conflict:.0%} of the compared readings"
         todo = "check the cameras' poses, the intrinsics and the depth's unit"
-        judged = judged.model_copy(update={"warnings": (Problem(where="cameras", what=what, todo=todo),)})
+        problem = Problem(where="cameras", what=what, todo=todo)
+        judged = judged.model_copy(update={"warnings": (*judged.warnings, problem)})
     return judged
 
 
@@ -256,9 +257,12 @@ def _refined(given: CaptureCameras, seen: Sequence[View], sensor: DepthNoise) ->
         for view, pose, does in zip(seen, found.poses, found.moved, strict=True)
         if does and view.camera is not None
     }
+    what, todo = "its camera contradicts the other views even after a refinement", "correct it, or remove the view"
+    names = [view.name for view, astray in zip(seen, found.astray, strict=True) if astray]
     return given.model_copy(
         update={
             "source": "refined",
+            "warnings": tuple(Problem(where=name, what=what, todo=todo) for name in names),
             "views": tuple(moved.get(view.name, view) for view in given.views),
             "correction_deg": round(float(np.degrees(turned.max())), 4),
             "correction_m": round(float(shifted.max()), 6),
