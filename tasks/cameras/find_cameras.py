@@ -227,6 +227,11 @@ def _checked(
     witnesses = [witness for view in some if len((witness := Witness.of(view, sensor)).depth)]
     if len(witnesses) < 2:
         return given
+    if needs.cameras and not all(np.isfinite(witness.points).all() for witness in witnesses):
+        what, todo = "the lens distortion has no inverse inside the image", "correct k1, k2, p1, p2"
+        raise CaptureRefused(
+            capture.uri, [Problem(where=TRANSFORMS, what=what, todo=f"{todo}, or undistort the images")]
+        )
     before = agreement(witnesses, pinhole_poses(witnesses))
     judged = given.model_copy(update=_figures(before))
     if before.contradicted <= REFINED_FROM and before.agree.mean() > REFINED_FROM and parameters.mode != "refine":
@@ -242,7 +247,8 @@ def _checked(
     if judged.conflict is not None and judged.conflict > TOLD_FROM:
         what = f"cameras and depth contradict each other in {judged.conflict:.0%} of the compared readings"
         todo = "check the cameras' poses, the intrinsics and the depth's unit"
-        judged = judged.model_copy(update={"warnings": (Problem(where="cameras", what=what, todo=todo),)})
+        problem = Problem(where="cameras", what=what, todo=todo)
+        judged = judged.model_copy(update={"warnings": (*judged.warnings, problem)})
     return judged
 
 
@@ -258,9 +264,12 @@ def _refined(given: CaptureCameras, seen: Sequence[View], sensor: DepthNoise) ->
         for view, pose, does in zip(seen, found.poses, found.moved, strict=True)
         if does and view.camera is not None
     }
+    what, todo = "its camera contradicts the other views even after a refinement", "correct it, or remove the view"
+    names = [view.name for view, astray in zip(seen, found.astray, strict=True) if astray]
     return given.model_copy(
         update={
             "source": "refined",
+            "warnings": tuple(Problem(where=name, what=what, todo=todo) for name in names),
             "views": tuple(moved.get(view.name, view) for view in given.views),
             "correction_deg": round(float(np.degrees(turned.max())), 4),
             "correction_m": round(float(shifted.max()), 6),

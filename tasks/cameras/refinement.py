@@ -26,10 +26,11 @@ MOST_SHIFT = 0.06  # of the distance to the object
 NEIGHBOURS = 12  # views that look in the most similar direction, that each is compared with
 # From wide gates with few readings to narrow ones with many; gates are shares of the object's size
 ROUGH: dict[str, Any] = {"gates": (0.05, 0.012), "readings": 250, "iterations": 8}
+WIDE: dict[str, Any] = {"gates": (0.1, 0.012), "readings": 600, "iterations": 16}
 EXACT: dict[str, Any] = {"gates": (0.012, 0.006), "readings": 600, "iterations": 8}
 # A camera is astray if more of what its readings meet is in conflict than this, and so many medians of all. It is tried
 # again, unless most are
-ASTRAY, ASTRAY_MEDIANS, MOST_ASTRAY, TRIES = 0.05, 3.0, 0.5, 2
+ASTRAY, ASTRAY_MEDIANS, MOST_ASTRAY = 0.05, 3.0, 0.5
 GAIN = 1.02  # readings that agree after a refinement, in those before
 # Conflict that may be left of the one before: real sensors err alike in all views, and then cameras move to less
 # conflict, not to the truth
@@ -89,6 +90,8 @@ class Refinement:
     """With the given cameras"""
     after: Agreement
     """With these"""
+    astray: NDArray[np.bool_]
+    """(n,) True for the cameras that contradict the others even so"""
 
 
 def refined(views: Sequence[View], witnesses: Sequence[Witness], sensor: DepthNoise) -> Refinement | None:
@@ -108,14 +111,14 @@ def refined(views: Sequence[View], witnesses: Sequence[Witness], sensor: DepthNo
 
     poses = refine(surfaces, given, **ROUGH).poses
     poses = _onto(refine(surfaces, poses, **EXACT).poses, given)
-    for _ in range(TRIES):
+    for rough in (ROUGH, WIDE):
         lost = astray(poses)
         if not lost.any() or lost.mean() > MOST_ASTRAY:
             break
         # they start again from where they were given, among the others, which stay
         poses = _onto(poses, given, ~lost)
         fixed = np.flatnonzero(~lost).tolist()
-        again = refine(surfaces, np.where(lost[:, None, None], given, poses), fixed=fixed, **ROUGH)
+        again = refine(surfaces, np.where(lost[:, None, None], given, poses), fixed=fixed, **rough)
         poses = refine(surfaces, again.poses, fixed=fixed, **EXACT).poses
     poses = _onto(poses, given)
     kept = _within_bounds(poses, given, distance)
@@ -130,7 +133,7 @@ def refined(views: Sequence[View], witnesses: Sequence[Witness], sensor: DepthNo
         return None
     if after.agree.sum() < GAIN * before.agree.sum():
         return None
-    return Refinement(tried, kept, before, after)
+    return Refinement(tried, kept, before, after, astray(tried))
 
 
 def _onto(poses: Floats, given: Floats, by: NDArray[np.bool_] | slice = slice(None)) -> Floats:

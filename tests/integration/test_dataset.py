@@ -290,7 +290,7 @@ def test_one_model_for_all_captures(
     for name in good:
         report = json.loads((here.assert_published(name) / "report.json").read_text())
         assert report["mesh"]["exporter"] == "native"
-        assert {stage["name"] for stage in report["stages"] if stage["cached"]} == set(STAGES[:3])
+        assert {stage["name"] for stage in report["stages"] if stage["cached"]} == set(STAGES[:4])
 
 
 def test_what_no_capture_can_help_is_held_against_none(

@@ -136,7 +136,7 @@ def test_failed_run_goes_on_where_it_failed(stack: Running, upload: Callable[[st
     finished = stack.ended(run)
     assert (finished["state_name"], finished["run_count"]) == ("Completed", 2), stack.logs
     cached = [stage["name"] for stage in report(stack, "failed")["stages"] if stage["cached"]]
-    assert cached == list(STAGES[:2])
+    assert cached == list(STAGES[:3])
 
 
 def test_inference_waits_for_a_slot_of_the_gpu(stack: Running, upload: Callable[[str], str]) -> None:

@@ -27,7 +27,7 @@ from tests.synthetic import make_capture, orbit_cameras, pattern, solid_colours,
 
 pytestmark = pytest.mark.system
 
-FETCHED = (*STAGES[:2], "fetch_weights", *STAGES[2:])
+FETCHED = (*STAGES[:3], "fetch_weights", *STAGES[3:])
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,13 @@ def test_views_become_a_mesh_and_only_what_changes_is_done_again(
     assert (again.code, again.ran) == (0, []), again.stderr
     assert "fetch_weights" not in {stage.name for stage in again.report.stages}
     larger = machine.reconstruct(ball, export__texture_px="512")
-    assert (larger.code, larger.ran) == (0, list(STAGES[3:])), larger.stderr
+    assert (larger.code, larger.ran) == (0, list(STAGES[4:])), larger.stderr
     assert larger.report.mesh.texture_px == 512
     native = machine.reconstruct(ball, export__exporter="native")
-    assert (native.code, native.ran) == (0, list(STAGES[3:])), native.stderr
+    assert (native.code, native.ran) == (0, list(STAGES[4:])), native.stderr
     assert machine.runs == 1
     other = machine.reconstruct(ball, infer__seed="7")
-    assert (other.code, other.ran) == (0, list(STAGES[2:])), other.stderr  # fetch_weights was a hit
+    assert (other.code, other.ran) == (0, list(STAGES[3:])), other.stderr  # fetch_weights was a hit
     assert machine.runs == 2
 
     # the stand-in's ellipsoid: half axes .45, .3, .4 along x, y, z in its z-up frame; y-up in the file
