@@ -165,14 +165,17 @@ def _of_depth(views: Sequence[View], given: Explanation, stored: DepthFormat) ->
             yield of(swapped, what, "write the depth maps again: PNG is big-endian")
     todo = "write depth in metres that grows with the distance"
     readings = np.concatenate([witness.depth for witness in given.witnesses])
-    sums = {float(readings.max() + readings.min())}
-    sums |= {sum(stored.limits)} if stored.limits else {MOST_STEPS * stored.unit} if stored.integer else set()
-    for total in sorted(sums):
-        inverted = [_reversed(each, partial(np.subtract, total)) for each in given.witnesses]
-        yield of(inverted, "the depth is inverted: what is near has the larger number", todo)
+
+    def inverted(total: float) -> Explanation:
+        reversed_ = [_reversed(each, partial(np.subtract, total)) for each in given.witnesses]
+        return of(reversed_, "the depth is inverted: what is near has the larger number", todo)
+
+    if stored.limits or stored.integer:
+        yield inverted(sum(stored.limits) if stored.limits else MOST_STEPS * stored.unit)
     square = float(np.median(readings)) ** 2
     disparity = [_reversed(each, partial(np.divide, square)) for each in given.witnesses]
     yield of(disparity, "the depth is a disparity: inversely proportional to the distance", todo)
+    yield inverted(float(readings.max() + readings.min()))  # last: about any value, a disparity is almost inverted
 
 
 def _swapped(view: View, stored: DepthFormat) -> View:

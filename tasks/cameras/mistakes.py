@@ -110,6 +110,8 @@ def find_mistake(views: Sequence[View], stored: DepthFormat) -> Told:
 
     best, promising = now, MIN_AGREEMENT
     for explanation in explanations(chosen, given, stored):
+        if not len(explanation.factors):
+            continue  # it puts all cameras in one place, which no two views can contradict
         first = judged(explanation, explanation.factors, COARSE)
         if first.quality < promising and not explanation.finer():
             continue
