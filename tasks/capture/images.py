@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from tasks.capture.colour_profile import to_srgb
+from tasks.capture.enlarged_depth import native_pixels
 from tasks.capture.orientation import turned
 from tasks.errors import InputError, Problem
 
@@ -40,10 +41,6 @@ _EXR_DEPTH_NAMES = ("z", "depth", "y", "v", "r")
 _EXR_CHANNELS = 4
 # OpenEXR prints its complaints to stdout, which belongs to --json; only one thread at a time can redirect it.
 _EXR_LOCK = Lock()
-# A depth map that repeats each pixel up to so many times along both sides was enlarged by nearest neighbour
-_LARGEST_BLOCK = 16
-# ... if it changes from block to block in so many places at least, along both: fewer may be the edges of a flat box.
-_FEWEST_CHANGES = 8
 _PNG_SEVERAL_CHANNELS = {2: "RGB", 4: "LA (grey with alpha)", 6: "RGBA"}
 _PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
 _SAVE_DEPTH = "save depth as 16-bit grey PNG, or as 32-bit float TIFF, EXR or NPY in metres"
@@ -170,18 +167,8 @@ def decode_depth(
         if raw.dtype == np.uint16:  # 7-Scenes and others write the largest number where there is no reading
             read &= raw < np.iinfo(np.uint16).max
     metres = np.where(read, metres, np.float32(0))
-    block = _block(metres)
-    return DecodedDepth(read[::block, ::block], metres[::block, ::block])
-
-
-def _block(metres: NDArray[np.float32]) -> int:
-    """How often a depth map repeats each pixel along both sides; 1 if it was not enlarged by nearest neighbour.
-
-    Repeated pixels look like steps, and smoothing would keep them: nerfstudio's files of Polycam captures have them.
-    """
-    differ = [np.flatnonzero((np.diff(metres, axis=axis) != 0).any(axis=1 - axis)) + 1 for axis in (0, 1)]
-    block = int(np.gcd.reduce(np.concatenate([*differ, metres.shape])))
-    return block if block <= _LARGEST_BLOCK and min(map(len, differ)) >= _FEWEST_CHANGES else 1
+    native = np.ix_(*native_pixels(metres))
+    return DecodedDepth(read[native], metres[native])
 
 
 def _register_heif(path: str) -> None:

@@ -39,12 +39,26 @@ def test_enlarged_depth_is_read_at_its_native_size(block: int) -> None:
     np.testing.assert_array_equal(found.read, native > 0)
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+@pytest.mark.parametrize("size", [(750, 1000), (720, 960), (450, 600), (500, 667)])
+def test_depth_enlarged_by_a_fraction_is_read_at_its_native_size(size: tuple[int, int], offset: float) -> None:
+    native = ramp(192, 256)
+    native[:60] = native[:, 200:] = 0
+    rows, columns = (
+        ((np.arange(large) + offset) * small / large).astype(int)
+        for large, small in zip(size, native.shape, strict=True)
+    )
+    np.testing.assert_array_equal(decoded(native[np.ix_(rows, columns)]).metres, native)
+
+
 def test_depth_that_repeats_by_chance_keeps_its_size() -> None:
     wall = np.ones((64, 64), np.float32)
     box = wall.copy()
     box[16:48, 16:48] = 0.5  # all of its edges lie at multiples of 16
     steps = np.repeat(ramp(64, 16), 4, axis=1)  # along one side only
-    for metres in (wall, box, steps, ramp(64, 64)):
+    sparse = np.zeros((250, 332), np.float32)  # a reading in each third pixel
+    sparse[1::3, 1::3] = ramp(83, 111)
+    for metres in (wall, box, steps, sparse, ramp(64, 64)):
         np.testing.assert_array_equal(decoded(metres).metres, metres)
 
 
