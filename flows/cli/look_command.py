@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from tasks.capture.layouts.layout_reader import Layout
     from tasks.capture.listing import ListedFile, Listing
     from tasks.capture.views import View
+    from tasks.errors import Problem
 
-# Depth maps that noise is measured on, at most: more would not change it
-_NOISE_VIEWS = 6
+# Views that noise is measured on and cameras are checked with, at most: more would not change it
+_SOME = 12
 _LABEL = 11
 
 
@@ -61,7 +62,10 @@ def look(
             )
         except CaptureRefused as error:
             reasons = grouped(error.problems)
-        for label, text in _lines(listing, layout, report, read):
+        views = _some_views(layout, read)
+        if report is not None and ENGINES[choice.name].needs.cameras and (mistake := _mistake(layout, views)):
+            report, reasons = None, grouped([mistake])
+        for label, text in _lines(listing, layout, report, views):
             typer.echo(f"{label:{_LABEL}}{text}")
     for warning in () if report is None else grouped(report.warnings):
         typer.echo(f"{'warning':{_LABEL}}{warning}")
@@ -74,7 +78,20 @@ def look(
     raise typer.Exit(EXIT_BAD_INPUT)
 
 
-def _lines(listing: Listing, layout: Layout, report: CaptureReport | None, read: Reader) -> Iterator[tuple[str, str]]:
+def _mistake(layout: Layout, views: Sequence[View]) -> Problem | None:
+    """A mistake for which the cameras and the depth contradict each other, as the stage `find_cameras` finds it."""
+    from tasks.cameras.find_cameras import depth_format
+    from tasks.cameras.mistakes import find_mistake
+    from tasks.errors import Problem
+
+    posed = [view for view in views if view.camera is not None]
+    told = find_mistake(posed, depth_format(layout)) if len(posed) > 1 else None
+    return None if told is None else Problem(where=layout.cameras.source, what=told[0], todo=told[1])
+
+
+def _lines(
+    listing: Listing, layout: Layout, report: CaptureReport | None, views: Sequence[View]
+) -> Iterator[tuple[str, str]]:
     """Each fact with its label."""
     object_named = f", {listing.part}" if listing.part else ""
     yield "layout", f"{layout.name} ({listing.layout.title}){object_named}"
@@ -82,7 +99,6 @@ def _lines(listing: Listing, layout: Layout, report: CaptureReport | None, read:
     masks = sum(view.mask is not None for view in layout.views)
     yield "views", f"{len(layout.views)}, {with_depth} with depth" + (f", {masks} with a mask" if masks else "")
     yield "cameras", _cameras(layout)
-    views = _some_views(layout, read)
     if views:
         yield from _measured(views)
     if layout.cameras.frames:
@@ -115,7 +131,7 @@ def _some_views(layout: Layout, read: Reader) -> list[View]:
 
     chosen = [view for view in layout.views if view.depth is not None]
     found = []
-    for files in chosen[:: max(1, len(chosen) // _NOISE_VIEWS)][:_NOISE_VIEWS]:
+    for files in chosen[:: max(1, len(chosen) // _SOME)][:_SOME]:
         try:
             view = decode_view(files, layout.cameras, read).view
         except DecodeError:

@@ -24,6 +24,7 @@ from tasks.capture.camera import Camera
 from tasks.capture.capture_checks import Needs
 from tasks.capture.given_cameras import Frame, Intrinsics
 from tasks.capture.layout import TRANSFORMS
+from tasks.capture.layouts.layout_reader import Layout
 from tasks.capture.stage_capture import Capture
 from tasks.capture.views import View
 from tasks.errors import CaptureRefused, Problem
@@ -36,6 +37,7 @@ from tasks.store.results import StoredResult
 CAMERAS_VERSION = "1"
 PICTURE = "cameras.jpg"
 CHECKED = 60  # views at most that are compared, evenly spread over the capture
+MOST_MOVED = 200  # views at most that cameras are found or refined for: all are in memory, and time grows with them
 # Conflict, as a share of all that agrees or conflicts: with more, given cameras are refined; with more, it is told
 REFINED_FROM = 0.02
 LEAST_READINGS = 500  # of a view that is compared
@@ -155,14 +157,17 @@ def find_cameras(folder: Path, capture: Capture, parameters: CameraParameters, n
     if needs.cameras and not given.frames:
         raise CaptureRefused(capture.uri, [_missing("the engine needs cameras")])
     source: Source = "rig" if given.rig else "given" if given.frames else "none"
-    views = list(capture.views([name for name in capture.view_names if name in given.frames]))
-    cameras = {view.name: view.camera for view in views if view.camera is not None}
-    placed = tuple(PlacedView.of(name, camera, source) for name, camera in cameras.items())
-    seen = [view for view in views if view.depth is not None and (view.depth > 0).sum() >= LEAST_READINGS]
-    result = CaptureCameras(source=source, views=placed)
+    names = [name for name in capture.view_names if name in given.frames]
+    compared = set(spread(names, CHECKED))
+    placed, seen = list[PlacedView](), list[View]()
+    for view in capture.views(names):
+        if view.camera is not None:
+            placed.append(PlacedView.of(view.name, view.camera, source))
+        if view.name in compared and _has_readings(view):
+            seen.append(view)
+    result = CaptureCameras(source=source, views=tuple(placed))
     if len(seen) > 1:
-        stored = _format(capture, given.depth_unit, given.depth_range)
-        result = _checked(capture, result, seen, stored, parameters, needs)
+        result = _checked(capture, result, seen, parameters, needs)
     if result.views:
         (folder / PICTURE).write_bytes(camera_picture(seen, result.by_view()))
     return result
@@ -170,10 +175,13 @@ def find_cameras(folder: Path, capture: Capture, parameters: CameraParameters, n
 
 def _searched(capture: Capture, needs: Needs) -> tuple[CaptureCameras, list[View]]:
     """Cameras found from views and depth, and the views. Raises CaptureRefused if an engine needs them, without any."""
-    views = [_with_intrinsics(view, capture.layout.cameras.lenses) for view in capture.views()]
+    names = spread(capture.view_names, MOST_MOVED)
+    views = [_with_intrinsics(view, capture.layout.cameras.lenses) for view in capture.views(names)]
     with progress_artifact("find_cameras") as progress:
         found = find(views, progress=progress)
-    left_out = tuple(LeftOut(name=name, reason=reason) for name, reason in sorted(found.left_out.items()))
+    unsought = dict.fromkeys(capture.view_names, f"cameras are found for {MOST_MOVED} views at most")
+    reasons = {name: reason for name, reason in unsought.items() if name not in names} | dict(found.left_out)
+    left_out = tuple(LeftOut(name=name, reason=reason) for name, reason in sorted(reasons.items()))
     refusal = found.refusal
     if refusal is None and len(found.cameras) < needs.min_views:
         examples = "; ".join(f"{view.name}: {view.reason}" for view in left_out[:2])
@@ -217,14 +225,12 @@ def _checked(
     capture: Capture,
     given: CaptureCameras,
     seen: Sequence[View],
-    stored: DepthFormat,
     parameters: CameraParameters,
     needs: Needs,
 ) -> CaptureCameras:
-    """The given cameras after their comparison with the depth. seen: views with depth."""
-    some = [seen[index] for index in np.unique(np.linspace(0, len(seen) - 1, min(len(seen), CHECKED)).astype(int))]
-    sensor = measured_noise([view.depth for view in some if view.depth is not None])
-    witnesses = [witness for view in some if len((witness := Witness.of(view, sensor)).depth)]
+    """The given cameras after their comparison with the depth. seen: the views with depth that are compared."""
+    sensor = measured_noise([view.depth for view in seen if view.depth is not None])
+    witnesses = [witness for view in seen if len((witness := Witness.of(view, sensor)).depth)]
     if len(witnesses) < 2:
         return given
     if needs.cameras and not all(np.isfinite(witness.points).all() for witness in witnesses):
@@ -236,14 +242,16 @@ def _checked(
     judged = given.model_copy(update=_figures(before))
     if before.contradicted <= REFINED_FROM and before.agree.mean() > REFINED_FROM and parameters.mode != "refine":
         return judged
-    if (told := find_mistake(seen, stored)) is not None:
+    if (told := find_mistake(seen, depth_format(capture.layout))) is not None:
         problem = Problem(where=capture.layout.cameras.source, what=told[0], todo=told[1])
         if needs.cameras:
             raise CaptureRefused(capture.uri, [problem])
         unused = [LeftOut(name=view.name, reason=told[0]) for view in given.views]
         return CaptureCameras(source="none", views=(), left_out=tuple(unused), warnings=(problem,))
-    if parameters.mode != "given" and given.source != "rig" and before.contradicted > REFINED_FROM:
-        judged = _refined(judged, seen, sensor)
+    moves = parameters.mode != "given" and given.source != "rig" and len(given.views) <= MOST_MOVED
+    if moves and before.contradicted > REFINED_FROM:
+        views = capture.views([view.name for view in given.views])
+        judged = _refined(judged, [view for view in views if _has_readings(view)], sensor)
     if judged.conflict is not None and judged.conflict > TOLD_FROM:
         what = f"cameras and depth contradict each other in {judged.conflict:.0%} of the compared readings"
         todo = "check the cameras' poses, the intrinsics and the depth's unit"
@@ -286,6 +294,16 @@ def _figures(found: Agreement) -> dict[str, float]:
     }
 
 
-def _format(capture: Capture, unit: float, limits: tuple[float, float] | None) -> DepthFormat:
-    integer = any((view.depth or "").lower().endswith(".png") for view in capture.layout.views)
-    return DepthFormat(unit=unit, integer=integer, limits=limits)
+def depth_format(layout: Layout) -> DepthFormat:
+    """How the capture's depth maps are stored."""
+    integer = any((view.depth or "").lower().endswith(".png") for view in layout.views)
+    return DepthFormat(unit=layout.cameras.depth_unit, integer=integer, limits=layout.cameras.depth_range)
+
+
+def spread(names: Sequence[str], most: int) -> tuple[str, ...]:
+    """At most so many of the names, evenly spread."""
+    return tuple(names[index] for index in np.unique(np.linspace(0, len(names) - 1, min(len(names), most)).astype(int)))
+
+
+def _has_readings(view: View) -> bool:
+    return view.depth is not None and int((view.depth > 0).sum()) >= LEAST_READINGS

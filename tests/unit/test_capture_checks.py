@@ -141,7 +141,6 @@ def _cases() -> list[Any]:
         "no views": ({CAMERAS: GOOD[CAMERAS]}, "views/", "0 view(s)"),
         "copied view": (GOOD | {VIEW: GOOD["views/view_000.png"]}, VIEW, "same pixels as views/view_000.png"),
         "one name twice": (GOOD | {"views/view_001.jpg": GOOD[VIEW]}, "views/view_001.jpg", "shares its name"),
-        "no frames": (edited(GOOD, frames=[]), VIEW, "no camera"),
         "bomb": (GOOD | {VIEW: _bomb()}, VIEW, "more than the"),
         "principal point": (edited(GOOD, cx=1000.0), VIEW, "principal point"),
         "focal length": (edited(GOOD, fl_x=1e9), VIEW, "focal length"),
