@@ -101,7 +101,6 @@ class Runtime:
         paths = [] if self.root is None else [self.root, self.root / "wheels" / "vggt"]
         search = [str(path.resolve()) for path in paths] + list(filter(None, [inherited.get("PYTHONPATH")]))
         forced = {
-            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # for equal bytes at each run
             "SPCONV_ALGO": "native",  # the default measures every algorithm at the start
             "PYTHONPATH": os.pathsep.join(search),
             "PYTHONSAFEPATH": "1",  # for upstream's own child processes: the working folder holds a `triton`, a `cuda`

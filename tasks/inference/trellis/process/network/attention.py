@@ -12,6 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # before PyTorch 2.10
+    varlen_attn = None
+
 NORM_EPS = 1e-6
 # Far below the square of any half-precision number: the norm never divides by it, only a zero vector meets it
 RMS_EPS = 1e-12
@@ -21,6 +26,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     """Attention of (B, L, H, D) queries to (B, S, H, D) keys. mask: broadcast to (B, H, L, S), False hides a key."""
     q, k, v = (each.transpose(1, 2) for each in (q, k, v))
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+def attend_apart(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:
+    """Attention of tokens to each other, (1, L, H, D) each, in two parts that do not see each other.
+
+    bounds: (3) int32, 0, the length of the first part, and L. A CUDA graph reads it anew at each replay.
+    """
+    length = q.shape[1]
+    if varlen_attn is not None and q.is_cuda and q.dtype == torch.float16:
+        return varlen_attn(q[0], k[0], v[0], bounds, bounds, length, length)[None]
+    behind = torch.arange(length, device=q.device) >= bounds[1]
+    return attend(q, k, v, behind[:, None] == behind)
 
 
 def plain_norm(x: Tensor, eps: float = NORM_EPS) -> Tensor:

@@ -5,6 +5,8 @@ Source: Shen et al. 2023, "Flexible Isosurface Extraction for Gradient-Based Mes
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +48,18 @@ class _Surface:
     code: Tensor  # (M), ascending
 
 
+@contextmanager
+def _in_fixed_order() -> Iterator[None]:
+    """Make sums on a GPU in a fixed order, for the same bytes at each run. All other operations do so by themselves."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@_in_fixed_order()
 def mesh_of(coords: Tensor, features: Tensor, resolution: int) -> CubeMesh:
     """The mesh of cubes (n, 3) with features (n, 101 or 53) fp32. Without any surface it is empty."""
     surface = _surface(coords.long(), features, resolution)

@@ -39,8 +39,8 @@ class Pyramid:
     """(rows of `coarse`, 1) fp32: number of children."""
     position: Tensor
     """(rows of `coarse`, C) fp32: embedding of the parents' positions."""
-    mask: Tensor | None
-    """(1, 1, 1, rows of `coarse`) bool: False for padding, which attention must not see; None without padding."""
+    bounds: Tensor | None
+    """(3) int32: 0, the number of parents, the rows of `coarse`: attention keeps padding apart; None without any."""
 
     @staticmethod
     def of(coords: Tensor, channels: int, voxel_bucket: int = 1, token_bucket: int = 1) -> Pyramid:
@@ -60,7 +60,7 @@ class Pyramid:
             children=children,
             count=(children < rows).sum(1, keepdim=True).float(),
             position=functional.pad(position_embedding(parents, channels), (0, 0, 0, tokens - len(parents))),
-            mask=(torch.arange(tokens, device=device) < len(parents))[None, None, None] if padded else None,
+            bounds=torch.tensor([0, len(parents), tokens], dtype=torch.int32, device=device) if padded else None,
         )
         _ = made.tables  # made now: a CUDA graph cannot record how
         return made
@@ -68,9 +68,9 @@ class Pyramid:
     @cached_property
     def tables(self) -> tuple[Tensor, ...]:
         """All tensors that a step reads."""
-        masks = () if self.mask is None else (self.mask,)
+        bounds = () if self.bounds is None else (self.bounds,)
         neighbours = (self.fine.neighbours, self.coarse.neighbours)
-        return (*neighbours, self.parent, self.children, self.count, self.position, *masks)
+        return (*neighbours, self.parent, self.children, self.count, self.position, *bounds)
 
     def refill(self, other: Pyramid) -> None:
         """Copy the tables of another pyramid with as many rows into this one's, which a CUDA graph reads."""
@@ -162,7 +162,7 @@ class SLatFlowModel(nn.Module):
         skips.append(h)
         h = (h + pyramid.position.to(self.dtype))[None]
         for index, block in enumerate(self.blocks):
-            h = block(h, time, None if keys_values is None else keys_values[index], pyramid.mask)
+            h = block(h, time, None if keys_values is None else keys_values[index], pyramid.bounds)
         first, *others = self.out_blocks
         h = first(torch.cat([h[0], skips.pop()], 1)[pyramid.parent], time, pyramid.fine)
         for block in others:

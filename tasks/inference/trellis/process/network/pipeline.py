@@ -60,7 +60,6 @@ class ViewsToMesh:
 
     def __init__(self, networks: Networks, compiles: bool = False) -> None:
         self._networks, self._device = networks, networks.mean.device
-        torch.use_deterministic_algorithms(True)
         if compiles and self._device.type == "cuda" and (shutil.which("cc") or shutil.which("gcc")):
             torch._dynamo.config.cache_size_limit = COMPILED_VERSIONS
             for block in networks.structure_flow.blocks:

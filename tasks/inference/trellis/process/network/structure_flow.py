@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .attention import attend, compute_in, plain_norm
+from .attention import attend, attend_apart, compute_in, plain_norm
 from .conditions import ConditionBlock
 
 LAST_NORM_EPS = 1e-5
@@ -52,11 +52,15 @@ class FlowBlock(ConditionBlock):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(channels, MODULATIONS * channels))
 
     def forward(  # type: ignore[override]  # the condition's block takes the context itself
-        self, x: Tensor, time: Tensor, keys_values: Tensor | None, mask: Tensor | None = None
+        self, x: Tensor, time: Tensor, keys_values: Tensor | None, bounds: Tensor | None = None
     ) -> Tensor:
-        """(1, L, C) -> (1, L, C). keys_values: None for a context of zeros. mask: (1, 1, 1, L), False for padding."""
+        """(1, L, C) -> (1, L, C). keys_values: None for a context of zeros. bounds: of the real tokens and padding."""
+
+        def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attend(q, k, v) if bounds is None else attend_apart(q, k, v, bounds)
+
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(time)[:, None].chunk(MODULATIONS, -1)
-        x = x + gate * self.self_attn(plain_norm(x) * (1 + scale) + shift, lambda q, k, v: attend(q, k, v, mask))
+        x = x + gate * self.self_attn(plain_norm(x) * (1 + scale) + shift, attention)
         x = x + (self.cross_attn.of_zeros() if keys_values is None else self.cross_attn(self.norm2(x), keys_values))
         return x + gate_mlp * self.mlp(plain_norm(x) * (1 + scale_mlp) + shift_mlp)
 
