@@ -218,17 +218,17 @@ class Settings(BaseSettings):
     weights_mirror: str = Field("", description="fsspec URL of a copy of the weights; empty: the Hugging Face hub.")
     weights_parallel: int = Field(4, ge=1, description="Number of weights files that are downloaded at once.")
     trellis_root: Path | None = Field(
-        None, description="Checkout of upstream's code, if `trellis` is not an installed package."
+        None, description="Checkout of upstream's code, which then infers and exports; unset: our own networks."
     )
     trellis_python: Path = Field(
-        Path(sys.executable), description="Python interpreter that can import upstream's `trellis`."
+        Path(sys.executable), description="Python interpreter of the model's process, which imports torch."
     )
     trellis_time_limit_s: float = Field(1800.0, gt=0, description="Time limit of one inference of the model, seconds.")
     trellis_min_free_gib: float = Field(
-        18.0, ge=0, description="GPU memory, GiB, that has to be free for up to 8 views."
+        11.0, ge=0, description="GPU memory, GiB, that has to be free for up to 8 views. Upstream's code needs 18."
     )
     trellis_min_free_gib_many_views: float = Field(
-        20.0, ge=0, description="GPU memory, GiB, that has to be free for more views."
+        12.5, ge=0, description="GPU memory, GiB, that has to be free for more views. Upstream's code needs 20."
     )
     infer_deployment: str = Field("", description="Deployment that runs the inference; empty: this process.")
     batch_deployment: str = Field("", description="Deployment that runs a dataset's batches; empty: this process.")
