@@ -223,6 +223,9 @@ class Settings(BaseSettings):
     trellis_python: Path = Field(
         Path(sys.executable), description="Python interpreter of the model's process, which imports torch."
     )
+    trellis_device: Literal["cuda", "cpu"] = Field(
+        "cuda", description="Device of the model's networks; on the CPU an inference takes minutes to hours."
+    )
     trellis_time_limit_s: float = Field(1800.0, gt=0, description="Time limit of one inference of the model, seconds.")
     trellis_min_free_gib: float = Field(
         11.0, ge=0, description="GPU memory, GiB, that has to be free for up to 8 views. Upstream's code needs 18."

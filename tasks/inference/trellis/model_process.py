@@ -123,6 +123,7 @@ def runtime_with(environment: Mapping[str, str]) -> Runtime:
         scratch=here.scratch,
         environment=environment,
         root=here.trellis_root,
+        device=here.trellis_device,
         python=str(here.trellis_python),
         time_limit_s=here.trellis_time_limit_s,
         min_free_vram_gib=here.trellis_min_free_gib,

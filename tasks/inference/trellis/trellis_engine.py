@@ -57,9 +57,9 @@ class Trellis(Engine):
         return "to_glb" if self.exports_in_process else "native"
 
     def missing(self) -> str | None:
-        if not gpus():
-            return "no NVIDIA GPU here (nvidia-smi lists none)"
         here = settings()
+        if here.trellis_device == "cuda" and not gpus():
+            return "no NVIDIA GPU here (nvidia-smi lists none)"
         ours = here.trellis_python == Path(sys.executable) and here.trellis_root is None
         if ours and importlib.util.find_spec("torch") is None:
             return "no `torch` package here; pip install 'capture2mesh[gpu]'"
