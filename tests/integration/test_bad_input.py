@@ -157,6 +157,15 @@ def only_two_show_the_object(capture: Path) -> None:
         Image.fromarray(np.zeros(size[::-1], np.uint16)).save(path)
 
 
+def plain_without_cameras(capture: Path) -> None:
+    (capture / CAMERAS).unlink()
+    for path in (capture / "views").iterdir():
+        with Image.open(path) as image:
+            grey = Image.new("RGB", image.size, "grey")
+            grey.putalpha(image.getchannel("A"))
+        grey.save(path)
+
+
 def without_camera(capture: Path) -> None:
     edit_transforms(capture, lambda content: content["frames"].remove(frame(content, VIEW)))
 
@@ -215,7 +224,7 @@ CASES: dict[str, tuple[Damage, tuple[str, ...]]] = {
         only_two_show_the_object,
         ("views/: holds 2 view(s) that show the object",),
     ),
-    "no cameras": (remove(CAMERAS), (f"{CAMERAS}: is missing",)),
+    "no cameras, and nothing to find them by": (plain_without_cameras, (f"{CAMERAS}: is missing", "not be found")),
     "one camera missing": (without_camera, (f"{VIEW}: has no camera",)),
     "singular matrix": (with_matrix(singular), (CAMERAS, "singular")),
     "non-rigid matrix": (with_matrix(scaled), (CAMERAS, "not rigid")),
@@ -328,4 +337,4 @@ def assert_refused(finished: Finished, flows: CommandLine, capture: Path, reason
     assert not flows.output.exists()
     assert_whole(flows.store)
     results = {entry.parent.name for entry in flows.store.glob("*/*") if not entry.parent.name.startswith("_")}
-    assert results <= {"stage_capture"}
+    assert results <= {"stage_capture", "validate_capture"}
