@@ -32,7 +32,7 @@ from tasks.inference.fusion.seen_space import SeenSpace, signed_distance
 from tasks.inference.fusion.solid_morphology import without_pockets, without_thin_parts
 from tasks.settings import FusionParameters
 
-FUSION_VERSION = "4"
+FUSION_VERSION = "5"
 MIN_VIEWS = 3  # with fewer, most of the object would be a guess
 MOST_VIEWS = 100  # a view costs some 20 MB at 640 x 480; more of them would add little
 
@@ -274,7 +274,8 @@ def _surface(
     """
     gap = np.float32(ZERO_GAP * grid.voxel)
     if floor is not None:
-        volume = without_pockets(volume, measured, grid.voxel)
+        plane = np.append(floor[:3], (floor[3] + floor[:3] @ grid.origin) / grid.voxel)
+        volume = without_pockets(volume, measured, grid.voxel, plane, contact / grid.voxel + 1)
     padded = np.pad(without_thin_parts(volume, thin, grid.voxel), 1, constant_values=np.float32(grid.voxel))
     padded[np.abs(padded) < gap] = gap
     if not (padded < 0).any():
@@ -287,7 +288,6 @@ def _surface(
     seen = _known(vertices, measured, np.logical_and) & ~on_jumps(vertices, volume, grid.voxel)
     vertices = continued(vertices, faces, volume, grid.voxel)
     if floor is not None:
-        plane = np.append(floor[:3], (floor[3] + floor[:3] @ grid.origin) / grid.voxel)
         vertices = rested(vertices, faces, volume, ~seen, plane, contact / grid.voxel + 1)
     invented = _invented_share(vertices, faces, seen)
     return (vertices * grid.voxel + grid.origin).astype(np.float32), faces.astype(np.int32), invented
