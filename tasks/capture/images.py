@@ -88,11 +88,13 @@ class DecodedDepth:
     """(h, w), True if the pixel has a reading"""
     metres: NDArray[np.float32] | None
     """(h, w), 0 = no reading; None for a relative map (8-bit grey) without a known range"""
+    confidence: NDArray[np.float32] | None = None
+    """(h, w) 0..1, how far each reading is to be trusted; None if nothing says it"""
 
     def where(self, kept: NDArray[np.bool_]) -> DecodedDepth:
         """The same map with readings only where `kept` (h, w) is True."""
         metres = None if self.metres is None else np.where(kept, self.metres, np.float32(0))
-        return DecodedDepth(self.read & kept, metres)
+        return replace(self, read=self.read & kept, metres=metres)
 
 
 def decode_picture(path: str, data: bytes, max_pixels: int) -> Picture:

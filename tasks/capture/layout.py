@@ -56,7 +56,9 @@ class ViewFiles:
     visible: str | None = None
     """Path of a picture that is black where something hides the object: there is no depth reading of it"""
     confidence: str | None = None
-    """Path of a picture that is 0 where a depth reading cannot be trusted"""
+    """Path of a picture that tells how far each depth reading can be trusted; not at all where it is 0"""
+    confidence_levels: tuple[int, int, int] = (0, 1, 2)
+    """That picture's values for low, medium and high confidence; ARKit's own by default"""
 
 
 def digest(files: Iterable[FileEntry], part: str = "") -> str:

@@ -26,6 +26,7 @@ from tasks.settings import settings
 # Decoders release the interpreter lock.
 _THREADS = 2
 _AT_ONCE = 8
+_TRUST = (0.0, 0.5, 1.0)  # in a reading of low, medium and high confidence
 T = TypeVar("T")
 MaskSource = Literal["alpha", "depth", "bounds", "none"]
 
@@ -153,7 +154,8 @@ def decode_view(
         if visible is not None:
             depth_map = depth_map.where(masks.from_alpha(masks.resample(visible, columns, rows)))
         if confidence is not None:
-            depth_map = depth_map.where(masks.resample(confidence, columns, rows) > 0)
+            trust = np.interp(masks.resample(confidence, columns, rows), files.confidence_levels, _TRUST)
+            depth_map = replace(depth_map.where(trust > 0), confidence=trust.astype(np.float32))
     height, width = picture.rgb.shape[:2]
     if lens is not None and lens.fisheye:
         picture, depth_map = _straightened(picture, depth_map, Frame(lens, np.eye(4)).camera(width, height), lens)
@@ -162,7 +164,8 @@ def decode_view(
     else:
         camera = placed[files.name].resized(width, height) if files.name in placed else None
     foreground, depth, mask_from = _foreground(picture, depth_map, camera, cameras.bounds)
-    view = View(files.name, picture.rgb, foreground, depth, camera)
+    trusted = None if depth_map is None or depth is None else depth_map.confidence
+    view = View(files.name, picture.rgb, foreground, depth, camera, trusted)
     return Decoded(view, picture, depth_map, mask_from, shown)
 
 
@@ -183,7 +186,10 @@ def _straightened(
     metres = depth_map.metres
     if metres is not None:
         metres = np.asarray(straightened(metres, at, smooth=False), np.float32)
-    return picture, DecodedDepth(read, metres)
+    confidence = depth_map.confidence
+    if confidence is not None:
+        confidence = np.asarray(straightened(confidence, at, smooth=False), np.float32)
+    return picture, DecodedDepth(read, metres, confidence)
 
 
 def _foreground(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -199,12 +200,16 @@ def test_a_fisheye_lens_is_straightened() -> None:
     content["views/view_000.png"] = encoded(np.repeat(pattern[..., None], 3, axis=2).astype(np.uint8))
     content["depth/view_000.png"] = encoded(steps(shown))
     layout = read_layout(list(content), content.__getitem__)
-    view = decode_view(layout.views[0], layout.cameras, content.__getitem__).view
+    content["confidence.png"] = encoded(np.where(shown > 0, 2, 1).astype(np.uint8))
+    files = replace(layout.views[0], confidence="confidence.png")
+    view = decode_view(files, layout.cameras, content.__getitem__).view
     assert view.camera is not None and view.depth is not None and not any(view.camera.distortion)
     inner = np.s_[16:48, 16:48]
     np.testing.assert_allclose(view.depth[inner], ball_depth(camera)[inner], atol=0.012)
     straight = (np.sin(6 * np.pi * camera.rays() @ [1.0, 0.3, 0.7]) * 100 + 120).reshape(SIZE, SIZE)
     assert np.abs(view.image[..., 0][inner] - straight[inner]).mean() < 4
+    assert view.confidence is not None
+    np.testing.assert_array_equal(view.confidence == 1, view.depth > 0)
 
 
 def depth_along(rays: NDArray[np.float64], camera: Camera) -> NDArray[np.float32]:

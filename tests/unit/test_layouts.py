@@ -11,6 +11,7 @@ import pytest
 
 from tasks.capture.layouts import LAYOUTS, content_of, read_layout
 from tasks.capture.listing import list_capture, list_captures
+from tasks.capture.subject import Box
 from tasks.capture.views import View, views_of
 from tasks.errors import InputError
 from tests.support.tiny import FUSION, Content, ball_depth, encoded, report
@@ -160,6 +161,21 @@ def test_low_confidence_is_no_reading() -> None:
     for view in views_in(content):
         assert view.depth is not None
         assert not view.depth[:, ::2].any() and view.depth.any()
+
+
+@pytest.mark.parametrize(("layout", "medium", "high"), [("polycam", 54, 255), ("stray scanner", 1, 2)])
+def test_confidence_weighs_the_readings(layout: str, medium: int, high: int) -> None:
+    levels = np.full((HEIGHT // 2, WIDTH // 2), high, np.uint8)  # of half the depth map's size
+    levels[0], levels[1] = 0, medium
+    content = {
+        path: encoded(levels) if "confidence/" in path else data for path, data in WRITERS[layout][1](SHOTS).items()
+    }
+    for view in views_in(content):
+        assert view.confidence is not None and view.depth is not None and view.confidence.dtype == np.float32
+        rows = [np.unique(view.confidence[row]) for row in (0, 1, 2, 3, 4, HEIGHT - 1)]
+        np.testing.assert_array_equal(np.ravel(rows), [0, 0, 0.5, 0.5, 1, 1])
+        near = view.within(Box.between(np.array([[-0.01] * 3, [0.01] * 3])))
+        np.testing.assert_array_equal(near.confidence, view.confidence)
 
 
 def test_a_mask_path_is_the_mask() -> None:

@@ -97,12 +97,29 @@ def test_a_large_patch_is_bent_in_steps_to_nearly_the_same_shape(monkeypatch: py
 
 
 def test_spots_of_free_space_are_closed_only_beside_what_no_view_saw() -> None:
+    up, inside = np.array([0.0, 0, 1, 0]), np.s_[4:-4, 4:-4]  # of the slit's ends: space around a volume is free
     volume = np.full((24, 24, 24), -1.0, np.float32)
     volume[:, :, 11:14] = 1.0  # a slit of three voxels
-    unseen = np.ones(volume.shape, bool)
-    unseen[:, :, 11:14] = False
-    inside = np.s_[4:-4, 4:-4]  # of the slit's ends: space around a volume is free
-    assert (without_pockets(volume, ~unseen, 1.0)[inside] < 0).all()
-    np.testing.assert_array_equal(without_pockets(volume, np.ones_like(unseen), 1.0), volume)
+    seen = volume > 0
+    seen[:, :, 20] = True  # the upper side
+    assert (without_pockets(volume, seen, 1.0, up, 1.0)[inside] < 0).all()
+    np.testing.assert_array_equal(without_pockets(volume, np.ones_like(seen), 1.0, up, 1.0), volume)
     volume[:, :, 6:19] = 1.0  # wider than any spot
-    np.testing.assert_array_equal(without_pockets(volume, volume > 0, 1.0), volume)
+    np.testing.assert_array_equal(without_pockets(volume, volume > 0, 1.0, up, 1.0), volume)
+
+
+@pytest.mark.parametrize("up", [np.array([0.0, 0, 1]), np.array([0.0, -0.6, 0.8])])
+def test_the_hole_of_a_handle_stays_open(up: NDArray[np.float64]) -> None:
+    height = np.stack(np.meshgrid(*[np.arange(40.0)] * 3, indexing="ij"), axis=-1) @ up
+    middle = height[20, 20, 20]
+    height -= middle
+    volume = np.where(np.abs(height) < 2, 1.0, -1.0).astype(np.float32)  # a slit, between unseen space
+    seen = volume > 0
+    inside = np.s_[12:-12, 12:-12, 12:-12]
+    plane, contact = np.append(up, 15.0 - middle), 1.0  # in voxels, far below the slit
+    upper, lower = (height > 5) & (height < 7), (height < -5) & (height > -7)
+    assert (without_pockets(volume, seen | upper, 1.0, plane, contact)[inside] < 0).all()  # an underside
+    handle = without_pockets(volume, seen | upper | lower, 1.0, plane, contact)
+    np.testing.assert_array_equal(handle[inside], volume[inside])
+    on_the_plane = np.append(up, 6.0 - middle)  # what is seen below is what the object stands on
+    assert (without_pockets(volume, seen | upper | lower, 1.0, on_the_plane, 2.0)[inside] < 0).all()

@@ -33,6 +33,7 @@ def paired(
     depth_maps: Iterable[str],
     masks: Iterable[str] = (),
     confidence: Iterable[str] = (),
+    confidence_levels: tuple[int, int, int] = ViewFiles.confidence_levels,
     key: Key = without_kind,
 ) -> Pairs:
     """Put files together whose stems are equal, else those with equal keys, if they are unique."""
@@ -50,6 +51,7 @@ def paired(
                 depth=same[0] if same else None,
                 mask=mask[0] if mask else None,
                 confidence=confident[0] if confident else None,
+                confidence_levels=confidence_levels,
             )
         )
     used = {view.depth for view in pairs.views}

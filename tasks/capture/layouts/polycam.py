@@ -20,6 +20,7 @@ from tasks.capture.layouts.parsing import BadFile, intrinsics, json_file
 from tasks.capture.layouts.poses import CameraList, from_y_up
 
 _KEYFRAMES = "keyframes"
+_CONFIDENCE_LEVELS = (0, 54, 255)
 _AXES = (0, 1, 2)
 
 
@@ -69,7 +70,12 @@ class PolycamLayout(LayoutReader):
         keyframes = _keyframes(folder)
         pictures, cameras = _folders(keyframes)
         pairs = paired(
-            pictures.pictures(), keyframes.at("depth").depth_maps(), (), keyframes.at("confidence").pictures(), key=stem
+            pictures.pictures(),
+            keyframes.at("depth").depth_maps(),
+            (),
+            keyframes.at("confidence").pictures(),
+            _CONFIDENCE_LEVELS,
+            key=stem,
         )
         files = {stem(path): path for path in cameras.matching(r".+\.json")}
         found = CameraList(f"{cameras.path}/*.json")

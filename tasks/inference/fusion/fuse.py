@@ -273,9 +273,11 @@ def _surface(
     above it up to which its readings count as the plane's.
     """
     gap = np.float32(ZERO_GAP * grid.voxel)
+    volume = without_thin_parts(volume, thin, grid.voxel)
     if floor is not None:
-        volume = without_pockets(volume, measured, grid.voxel)
-    padded = np.pad(without_thin_parts(volume, thin, grid.voxel), 1, constant_values=np.float32(grid.voxel))
+        plane = np.append(floor[:3], (floor[3] + floor[:3] @ grid.origin) / grid.voxel)
+        volume = without_pockets(volume, measured, grid.voxel, plane, contact / grid.voxel + 1)
+    padded = np.pad(volume, 1, constant_values=np.float32(grid.voxel))
     padded[np.abs(padded) < gap] = gap
     if not (padded < 0).any():
         raise InferenceFailed(NOTHING)
@@ -287,7 +289,6 @@ def _surface(
     seen = _known(vertices, measured, np.logical_and) & ~on_jumps(vertices, volume, grid.voxel)
     vertices = continued(vertices, faces, volume, grid.voxel)
     if floor is not None:
-        plane = np.append(floor[:3], (floor[3] + floor[:3] @ grid.origin) / grid.voxel)
         vertices = rested(vertices, faces, volume, ~seen, plane, contact / grid.voxel + 1)
     invented = _invented_share(vertices, faces, seen)
     return (vertices * grid.voxel + grid.origin).astype(np.float32), faces.astype(np.int32), invented
