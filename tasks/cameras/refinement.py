@@ -115,6 +115,9 @@ def refined(views: Sequence[View], witnesses: Sequence[Witness], sensor: DepthNo
         lost = astray(poses)
         if not lost.any() or lost.mean() > MOST_ASTRAY:
             break
+        agreeing = np.flatnonzero(~lost).tolist()
+        if agreement([witnesses[each] for each in agreeing], poses[agreeing]).contradicted > LEFT * before.contradicted:
+            return None  # even the others agree too little: to try the lost ones again would not help
         # they start again from where they were given, among the others, which stay
         poses = _onto(poses, given, ~lost)
         fixed = np.flatnonzero(~lost).tolist()
