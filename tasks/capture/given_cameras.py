@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Annotated
 
 import numpy as np
@@ -105,7 +104,7 @@ class Frame:
 class GivenCameras:
     """The cameras of a capture, with what else its files say of all views."""
 
-    frames: Mapping[str, Frame] = field(default_factory=lambda: MappingProxyType({}))
+    frames: Mapping[str, Frame] = field(default_factory=dict)
     """By view name, only frames without a problem"""
     depth_unit: float = MILLIMETRE
     """Metres for each step of a 16-bit depth map"""
@@ -115,7 +114,7 @@ class GivenCameras:
     """(2, 3) corners of the object's box, world metres"""
     named: frozenset[str] = frozenset()
     """Views that have a frame, right or wrong"""
-    lenses: Mapping[str, Intrinsics] = field(default_factory=lambda: MappingProxyType({}))
+    lenses: Mapping[str, Intrinsics] = field(default_factory=dict)
     """Intrinsics by view name, of all views that have them, with or without a pose"""
     rig: str | None = None
     """The kind of a declared rig, as `capture2mesh rig` writes it"""

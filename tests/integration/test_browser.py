@@ -200,7 +200,7 @@ def test_run_from_the_form_to_the_mesh(person: Person) -> None:
     assert person.stack.ended(run, RUN_SECONDS)["state_name"] == "Completed", person.stack.logs
     person.shown("Completed")
     page = person.tab("Artifacts")
-    expect(page.get_by_role("link")).to_have_count(4)
+    expect(page.get_by_role("link")).to_have_count(5)
     expect(page.get_by_text("mug: normal")).to_be_visible()
     person.see("artifacts")
 
