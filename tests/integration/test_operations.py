@@ -120,8 +120,10 @@ def test_cancelled_in_mid_inference(stack: Running, upload: Callable[[str], str]
     assert assets(stack, "cancelled") == []
 
 
-def test_failed_run_goes_on_where_it_failed(stack: Running, upload: Callable[[str], str]) -> None:
+def test_failed_run_goes_on_where_it_failed(stack: Running, upload: Callable[[str], str], lost: str) -> None:
     """The UI's Retry button, after the stand-in has given an empty mesh once."""
+    # the lost run's inference, which goes on, must not be the one that fails
+    wait_for("its end", lambda: [each["state_name"] for each in stack.children(lost)] == ["Completed"], PATIENCE)
     fault = Path(stack.env["STAND_IN_ONCE"])
     fault.unlink()
     try:
