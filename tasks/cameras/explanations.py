@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.cameras.conflict import GL_TO_PINHOLE, Floats, Witness, inverse
+from tasks.cameras.conflict import GL_TO_PINHOLE, Floats, Witness, inverse, pinhole_poses
 from tasks.capture.camera import Camera
 from tasks.capture.masks import resample
 from tasks.capture.views import View
@@ -61,7 +61,7 @@ class Explanation:
     factors: Floats
     """(f,) factors of all depth that may come with it"""
     told: Callable[[float], Told]
-    """What is wrong and what to do, by the factor of the depth; None: nothing worth telling"""
+    """Gives the mistake and its remedy, by the factor of the depth; None: nothing worth telling"""
     finer: Callable[[], tuple[Explanation, ...]] = tuple
     """Explanations close to this one"""
 
@@ -70,8 +70,7 @@ def as_given(views: Sequence[View]) -> Explanation:
     """No mistake. Every view has a camera and depth."""
     sensor = measured_noise([view.depth for view in views if view.depth is not None])
     witnesses = tuple(Witness.of(view, sensor) for view in views)
-    poses = np.stack([witness.camera.camera_to_world for witness in witnesses]) @ GL_TO_PINHOLE
-    return Explanation(poses, witnesses, ONE, lambda factor: None)
+    return Explanation(pinhole_poses(witnesses), witnesses, ONE, lambda factor: None)
 
 
 def explanations(views: Sequence[View], given: Explanation, stored: DepthFormat) -> Iterator[Explanation]:

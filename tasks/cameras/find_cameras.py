@@ -110,7 +110,7 @@ class CaptureCameras(StoredResult):
     """The cameras that all stages after `find_cameras` use. Its file: `cameras.jpg`, a picture of them."""
 
     source: Source
-    """Where most of them come from; none: the capture has no cameras, and the engine needs none."""
+    """The source of most of them; none: the capture has no cameras, and the engine needs none."""
     views: tuple[PlacedView, ...]
     """The cameras, by view name."""
     left_out: tuple[LeftOut, ...] = ()
@@ -126,7 +126,7 @@ class CaptureCameras(StoredResult):
     correction_m: float = 0.0
     """Largest shift of a given camera, metres."""
     warnings: tuple[Problem, ...] = ()
-    """What is doubtful about them."""
+    """Doubts about them."""
 
     def by_view(self) -> dict[str, Camera]:
         """The cameras by view name."""

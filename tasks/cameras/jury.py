@@ -97,7 +97,7 @@ class Jury:
         return np.maximum(found, found.T)
 
     def _one_way(self, one: int, other: int, motions: Floats) -> tuple[NDArray[np.bool_], NDArray[np.bool_], Floats]:
-        """What agrees (k, n), what contradicts, and colour differences in 0..1, NaN where nothing agrees."""
+        """Readings (k, n) that agree, that contradict, and colour differences in 0..1, NaN where nothing agrees."""
         compared = compare(self._witnesses[one], self._witnesses[other], motions, self._slack)
         at = np.maximum(compared.pixel, 0)
         normals = self._maps[other][at] * np.array([self._zoom, self._zoom, 1.0])

@@ -88,7 +88,7 @@ class Found:
 
 
 def find_mistake(views: Sequence[View], stored: DepthFormat) -> Told:
-    """What is wrong and what to do; None if the views agree as they are, or no usual mistake explains it.
+    """Find the mistake and its remedy; None if the views agree as they are, or no usual mistake explains it.
 
     Every view has a camera and depth.
     """

@@ -18,20 +18,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from tests.support.running import STAGES
 from tests.synthetic.rooms import make_room_capture
 
 ROOT = Path(__file__).parents[2]
 MARKER = "_COMPLETE"
-SHOWN = (
-    "stage_capture",
-    "validate_capture",
-    "find_cameras",
-    "infer",
-    "export_glb",
-    "convert_formats",
-    "validate_mesh",
-    "publish",
-)
+SHOWN = (*STAGES, "publish")
 
 
 def capture(folder: Path, frames: int) -> Path:

@@ -32,7 +32,7 @@ class Layout:
     duplicates: tuple[tuple[str, ...], ...] = ()
     """Groups of files with one name; the first of each group is used"""
     depth_folder: str = "depth"
-    """Where its depth maps belong"""
+    """Folder that its depth maps belong in"""
 
 
 class LayoutReader(ABC):

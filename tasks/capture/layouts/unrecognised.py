@@ -1,4 +1,4 @@
-"""What to tell of a folder or file that is not a capture: what it looks like, and what would make it one.
+"""Messages for a folder or file that is not a capture: what it looks like, and what would make it one.
 
 The listing calls it before it refuses.
 """
