@@ -285,7 +285,7 @@ def _told(
         ambiguous = (
             f"{len(doubtful)} of {len(doubted)} views fit about as well when they are turned by {angle:.0f} degrees"
         )
-    world, _ = world_of([assembly.surfaces[view] for view in posed], poses, assembly.zoom)
+    world = world_of([assembly.surfaces[view] for view in posed], poses, assembly.zoom)
     cameras = {}
     for view, pose in zip(posed, world @ poses, strict=True):
         camera = intrinsics(views[view])

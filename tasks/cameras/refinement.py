@@ -86,10 +86,8 @@ class Refinement:
     """(n, 4, 4) camera-to-world in pinhole axes, metres"""
     moved: NDArray[np.bool_]
     """(n,) True for the cameras that were moved"""
-    before: Agreement
-    """With the given cameras"""
     after: Agreement
-    """With these"""
+    """With these cameras"""
     astray: NDArray[np.bool_]
     """(n,) True for the cameras that contradict the others even so"""
 
@@ -136,7 +134,7 @@ def refined(views: Sequence[View], witnesses: Sequence[Witness], sensor: DepthNo
         return None
     if after.agree.sum() < GAIN * before.agree.sum():
         return None
-    return Refinement(tried, kept, before, after, astray(tried))
+    return Refinement(tried, kept, after, astray(tried))
 
 
 def _onto(poses: Floats, given: Floats, by: NDArray[np.bool_] | slice = slice(None)) -> Floats:

@@ -21,8 +21,8 @@ LEAST_PLANE = 0.15  # share of all readings on a supporting plane
 FOOT = 1.0  # percentile of heights: where no plane is seen, the object stands there
 
 
-def world_of(surfaces: Sequence[SurfaceView], poses: Floats, zoom: float) -> tuple[Floats, bool]:
-    """The motion (4, 4) from the axes of the poses into a world with z up, and whether a plane decided what is up.
+def world_of(surfaces: Sequence[SurfaceView], poses: Floats, zoom: float) -> Floats:
+    """The motion (4, 4) from the axes of the poses into a world with z up.
 
     poses: (n, 4, 4) camera-to-world in pinhole axes. Without a plane under the object, up is the cameras' mean.
     """
@@ -41,7 +41,7 @@ def world_of(surfaces: Sequence[SurfaceView], poses: Floats, zoom: float) -> tup
     else:
         level = turned[normals @ plane > LEVEL]
         foot = float(np.median(level[:, 2]))
-    return assembled(upright, -np.array([middle[0], middle[1], foot])), plane is not None
+    return assembled(upright, -np.array([middle[0], middle[1], foot]))
 
 
 def _level_plane(points: Floats, normals: Floats, up: Floats, thickness: float) -> Floats | None:

@@ -123,5 +123,5 @@ def test_the_supporting_plane_is_up_and_the_foot_at_zero(bowl: list[View]) -> No
     surfaces = surface_views(bowl, EXACT)
     poses = np.stack([view.camera.camera_to_world @ GL_TO_PINHOLE for view in bowl])
     tilted = motions(np.array([[0.4, 0.1, 0.0, 0.2, 0.3, 0.4]]))[0]
-    world, _ = world_of(surfaces, tilted @ poses, 1.0)
+    world = world_of(surfaces, tilted @ poses, 1.0)
     assert np.degrees(np.arccos((world @ tilted)[2, 2])) < 5
