@@ -66,6 +66,17 @@ def inferring(stack: Running, run: str) -> None:
     wait_for("the inference", running, PATIENCE)
 
 
+def completed(stack: Running, run: str) -> None:
+    """Wait until a run is done, which may have crashed before."""
+
+    def done() -> bool:
+        found = stack.read(run)
+        assert found["state_type"] not in ("FAILED", "CANCELLED"), stack.logs
+        return found["state_type"] == "COMPLETED"
+
+    wait_for("the end", done, PATIENCE)
+
+
 def kill(stack: Running, command: bytes) -> None:
     """SIGKILL the process of the stack that was started by a command."""
     (process,) = [each for each in stack.processes() if command in read(each / "cmdline")]
@@ -98,14 +109,15 @@ def lost(stack: Running, upload: Callable[[str], str]) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def unbegun(stack: Running, upload: Callable[[str], str]) -> str:
+def unbegun(stack: Running, capture: Callable[[str], Path]) -> str:
     """A run that its worker took, and then died: begun before all other tests as well, its ten minutes made one."""
     (automation,) = [each for each in json.loads(AUTOMATIONS.read_text()) if "does not begin" in each["name"]]
     known = {each["name"]: each["id"] for each in stack.ask("POST", "/automations/filter")}
     automation["trigger"]["within"] = UNBEGUN_SECONDS
     stack.ask("PUT", f"/automations/{known[automation['name']]}", **automation)
     # not by the stand-in: one test makes that fail, and this run may begin during any of them
-    run = stack.run(upload("unbegun"), at="2100-01-01T00:00:00Z", infer__seed="9", engine="fusion")
+    Stack(stack.settings).s3.upload(capture("ball"), "unbegun")
+    run = stack.run("unbegun", at="2100-01-01T00:00:00Z", infer__seed="9", engine="fusion")
     stack.set_state(run, "PENDING", "Pending")
     return run
 
@@ -181,7 +193,7 @@ def test_killed_worker_comes_back_and_its_run_completes(
     kill(stack, f"--pool\0{pool}".encode())
     wait_for("the end of the inference", lambda: not set(held) & set(models(stack)), seconds=GONE_SECONDS)
     wait_for("the stack's word", lambda: f"worker-{pool}-0 ended with status -9" in stack.told)
-    wait_for("the end", lambda: stack.read(run)["state_name"] == "Completed", PATIENCE)
+    completed(stack, run)
     assert [child["state_name"] for child in stack.children(run)] == ends
 
 
@@ -190,12 +202,12 @@ def test_killed_server_comes_back_and_the_run_completes(stack: Running, upload: 
     inferring(stack, run)
     kill(stack, b"server\0start")
     wait_for("the server", lambda: "prefect is started again" in stack.told)
-    wait_for("the end", lambda: stack.read(run)["state_name"] == "Completed", PATIENCE)
+    completed(stack, run)
     assert report(stack, "kept")["status"] == "normal"
 
 
 def test_run_of_a_lost_machine_is_seen_and_run_again(stack: Running, lost: str) -> None:
-    wait_for("the end", lambda: stack.read(lost)["state_name"] == "Completed", PATIENCE)
+    completed(stack, lost)
     history = stack.ask("GET", f"/flow_run_states/?flow_run_id={lost}")
     (crash,) = [state for state in history if state["type"] == "CRASHED"]
     assert crash["message"].startswith("No heartbeat")
@@ -204,7 +216,7 @@ def test_run_of_a_lost_machine_is_seen_and_run_again(stack: Running, lost: str) 
 
 
 def test_run_that_did_not_begin_is_given_to_a_worker_again(stack: Running, unbegun: str) -> None:
-    wait_for("the end", lambda: stack.read(unbegun)["state_name"] == "Completed", PATIENCE)
+    completed(stack, unbegun)
     history = stack.ask("GET", f"/flow_run_states/?flow_run_id={unbegun}")
     (crash,) = [state for state in history if state["type"] == "CRASHED"]
     assert crash["message"].startswith("Not begun")
