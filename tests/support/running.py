@@ -23,6 +23,7 @@ import httpx
 from infra.s3 import free_ports
 from tasks.report import Report
 from tasks.store.location import Manifest
+from tests.support import preloaded
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 480
@@ -127,7 +128,10 @@ class CommandLine:
         )
 
     def run(self, *arguments: str | Path) -> Finished:
-        """Run `python -m flows` to its end."""
+        """Run `python -m flows` to its end; against a server in a process that has imported it already."""
+        if self.server:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return Finished(*preloaded.run([*map(str, arguments)], self.environment, TIMEOUT))
         process = self.start(*arguments)
         try:
             stdout, stderr = process.communicate(timeout=TIMEOUT)
