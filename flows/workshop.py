@@ -39,6 +39,7 @@ from tasks.store.claims import Claims
 from tasks.weights.fetch_weights import fetch_weights
 from tasks.weights.pins import Weights
 
+# for each model:
 LANES = 2  # one capture is in the model; of the other, views are read, or its result is registered and stored
 AHEAD = 2  # captures that are prepared and wait for the model
 
@@ -70,13 +71,17 @@ class Outcome(BaseModel):
 
 
 class Workshop:
-    """The processes and the model that the captures of a batch share, and the claims on them."""
+    """The processes and the models that the captures of a batch share, and the claims on them.
+
+    lanes: with several GPUs, what each is at work on, for people.
+    """
 
     def __init__(self, engine: EngineChoice, parameters: Parameters) -> None:
         self._engine, self._parameters = engine, parameters
         self._processes, self._claims = Processes(settings().batch_processes), Claims()
         self._model = SharedModel(engine, parameters) if ENGINES[engine.name].shares_model else None
-        self._at_once = settings().batch_processes + (LANES + AHEAD if self._model else 0)
+        self._at_once = settings().batch_processes + (self._model.places if self._model else 0)
+        self.lanes = dict[str, str]()
         self._ended = threading.Event()
 
     def __enter__(self) -> Workshop:
@@ -170,7 +175,7 @@ class Workshop:
                 )
                 with prepared.capture.in_scratch():
                     timings = Timings(stages)
-                    with observed_by(timings):
+                    with observed_by(timings), observed_by(_Lane(planned.id, self.lanes)):
                         reconstruction = model.infer(prepared)
                     before_model.close()
                     return self._processes.run(_finished, prepared, reconstruction, self._parameters, timings.stages)
@@ -178,16 +183,35 @@ class Workshop:
             return self._once(planned, reconstruct)
 
 
-class SharedModel:
-    """The model that the captures of a batch share. Its weights are fetched once, for all of them.
+class _Lane:
+    """An observer that notes on which GPU a capture is inferred, and how far it is."""
 
-    room: the captures that are before or in the model at the same time.
+    def __init__(self, capture: str, lanes: dict[str, str]) -> None:
+        self._capture, self._lanes = capture, lanes
+
+    def started(self, name: str) -> None:
+        """Nothing runs on a GPU yet."""
+
+    def progressed(self, name: str, fraction: float, note: str) -> None:
+        if note:
+            self._lanes[note] = f"{self._capture} {fraction:.0%}"
+
+    def finished(self, timing: StageTiming) -> None:
+        """The next capture of the GPU takes its place."""
+
+
+class SharedModel:
+    """The model that the captures of a batch share, once on each GPU. Its weights are fetched once, for all of them.
+
+    places: the number of captures that are before or in a model at the same time. room: these places.
     """
 
     def __init__(self, engine: EngineChoice, parameters: Parameters) -> None:
         self._engine, self._parameters = engine, parameters
-        self.room = threading.Semaphore(LANES + AHEAD)
-        self._lanes = threading.Semaphore(LANES)
+        models = ENGINES[engine.name].models_at_once()
+        self.places = models * (LANES + AHEAD)
+        self.room = threading.Semaphore(self.places)
+        self._lanes = threading.Semaphore(models * LANES)
         self._fetching, self._fetched = threading.Lock(), set[str]()  # digests of bundles
         self._unavailable: Capture2MeshError | None = None  # why the weights could not be fetched
 
