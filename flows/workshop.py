@@ -40,7 +40,7 @@ from tasks.weights.fetch_weights import fetch_weights
 from tasks.weights.pins import Weights
 
 # for each model:
-LANES = 2  # one capture is in the model; of the other, views are read, or its result is registered and stored
+LANES = 4  # one capture is in the model; of the others, views are read, or results are registered and stored: 1.7 s of a core
 AHEAD = 2  # captures that are prepared and wait for the model
 
 # errors of this machine: no capture could be reconstructed on it

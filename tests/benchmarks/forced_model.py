@@ -14,7 +14,11 @@ import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.benchmarks.forced_geometry.sitecustomize import FREQUENCY, RADIUS, WAVE
 
 ROOT = Path(__file__).resolve().parents[2]
 VIEWS, SIZE = 8, 1080
@@ -52,16 +56,15 @@ def make_captures(folder: Path, count: int, tiny: bool = False) -> list[Path]:
     return [_like(pictures[index % len(pictures)], folder / f"{index:03}") for index in range(count)]
 
 
+def blob(points: NDArray[np.floating]) -> NDArray[np.floating]:
+    """About the signed distance of points (n, 3) from the forced object, in the engine's frame."""
+    return np.asarray(np.linalg.norm(points, axis=1) - RADIUS - WAVE * np.sin(FREQUENCY * points).prod(axis=1))
+
+
 def _make_capture(folder: Path, tiny: bool) -> None:
     """The forced object, some 0.25 m across, in colours and from cameras of its own."""
-    import numpy as np
-
     from tasks.geometry.render import RayScene, render
-    from tests.benchmarks.forced_geometry.sitecustomize import FREQUENCY, RADIUS, WAVE
     from tests.synthetic import OBJECT_CENTRE, field_mesh, orbit_cameras, pattern, solid_colours, write_capture
-
-    def blob(points: Any) -> Any:
-        return np.linalg.norm(points, axis=1) - RADIUS - WAVE * np.sin(FREQUENCY * points).prod(axis=1)
 
     views, size = (TINY_VIEWS, TINY_SIZE) if tiny else (VIEWS, SIZE)
     rng = np.random.default_rng(int(folder.name))
