@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -135,6 +135,14 @@ class Engine(ABC):
     def models_at_once(self) -> int:
         """The number of captures that its models take at the same time: one for each GPU that this process sees."""
         return 1
+
+    def ask(self, request: Any, progress: Progress) -> Any:
+        """Ask whichever of its models is free; of engines that share their models."""
+        raise NotImplementedError
+
+    def use_models_of(self, ask: Callable[[Any], Any]) -> None:
+        """From now on ask the models of another process, by a function that passes on what `ask` takes and gives."""
+        raise NotImplementedError
 
     def colours(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32] | None:
         """RGB 0..1 (n, 3) of the vertices, from the tensors of a stored output; None if it has no colours."""

@@ -42,14 +42,13 @@ class GpuModel:
         self.process, self._loaded = TrellisProcess(runtime), False
         return self.process
 
-    def loaded(self, runtime: Runtime, needed: Mapping[str, Any]) -> TrellisProcess:
-        """The process to ask, with its weights loaded; needed: what the operation `load` is told beside them."""
-        process = self.running(runtime)
+    def load(self, needed: Mapping[str, Any]) -> None:
+        """Load the weights in the running process, unless it has; needed: what is told beside their place."""
+        assert self.process is not None
         if not self._loaded:
-            told = process.request("load", {"weights": process.runtime.weights, **needed})
+            told = self.process.request("load", {"weights": self.process.runtime.weights, **needed})
             self._loaded = True
             log.info("model loaded: %s", told.header)
-        return process
 
     def close(self) -> None:
         """End the process, which frees its GPU memory."""

@@ -21,6 +21,7 @@ from tasks.inference.engine import Engine, Textured
 from tasks.inference.gpus import visible_gpus
 from tasks.inference.trellis.gpu_models import GpuModels
 from tasks.inference.trellis.model_process import Runtime, runtime_here
+from tasks.inference.trellis.process.channel import Message
 from tasks.inference.trellis.splats import splat_ply
 from tasks.inference.trellis.trellis_output import TrellisOutput, vertex_colours
 from tasks.progress import Progress
@@ -48,6 +49,7 @@ class Trellis(Engine):
     def __init__(self, runtime: Callable[[], Runtime] | None = None) -> None:
         self._runtime = runtime or runtime_here
         self._models: GpuModels | None = None
+        self._ask_elsewhere: Callable[[Message], Message] | None = None
         self._lock = threading.Lock()
 
     @property
@@ -108,10 +110,28 @@ class Trellis(Engine):
         """
         output = TrellisOutput.from_safetensors(stored)
         asked = {"gaussian_init": output.gaussian_init, "simplify": simplify, "texture_px": texture_px}
-        with self.models().free() as model:
-            answer = model.running(self._runtime()).request("to_glb", asked, output.tensors())
+        answer = self.ask(Message({"operation": "to_glb", **asked}, output.tensors()))
         arrays, header = answer.arrays, answer.header
         return Textured(**arrays, decimated_by=header["decimated_by"], measured=header["seconds"])
+
+    def ask(self, request: Message, progress: Progress = lambda fraction, note="": None) -> Message:
+        """Ask whichever model is free for `infer` or `to_glb`; an inference loads its weights first."""
+        if self._ask_elsewhere is not None:
+            return self._ask_elsewhere(request)
+        header = dict(request.header)
+        operation = header.pop("operation")
+        with self.models().free() as model:
+            runtime = self._runtime()
+            process = model.running(runtime)
+            if operation == "infer":
+                needed = {"min_free_gib": runtime.min_free_gib(len(header["views"])), "device": runtime.device}
+                model.load(needed)
+                header |= needed
+            seen = partial(progress, note=f"GPU {model.gpu}") if model.gpu else progress
+            return process.request(operation, header, request.arrays, seen)
+
+    def use_models_of(self, ask: Callable[[Message], Message]) -> None:
+        self._ask_elsewhere = ask
 
     def close(self) -> None:
         """End the models' processes, which frees their GPU memory."""
@@ -125,6 +145,7 @@ class Trellis(Engine):
     ) -> TrellisOutput:
         names = tuple(view.name for view in views)
         asked = {
+            "operation": "infer",
             "views": names,
             "seed": parameters.seed,
             **parameters.trellis.model_dump(include={"ss_steps", "ss_cfg", "slat_steps", "slat_cfg"}),
@@ -132,12 +153,7 @@ class Trellis(Engine):
         arrays: dict[str, NDArray[Any]] = {}
         for index, view in enumerate(views):
             arrays |= {f"{index}.image": view.image, f"{index}.mask": view.mask}
-        with self.models().free() as model:
-            runtime = self._runtime()
-            needed = {"min_free_gib": runtime.min_free_gib(len(views)), "device": runtime.device}
-            process = model.loaded(runtime, needed)
-            seen = partial(progress, note=f"GPU {model.gpu}") if model.gpu else progress
-            answer = process.request("infer", asked | needed, arrays, seen)
+        answer = self.ask(Message(asked, arrays), progress)
         header = answer.header
         log.info("inference of %d views: %s, peak %.1f GiB", len(views), header["seconds"], header["peak_gib"])
         return TrellisOutput.of(
