@@ -83,9 +83,7 @@ class Trial:
         told = report(self.stack, "one")
         assert told["engine"]["name"] == "trellis" and told["weights"]["bundle"], told["engine"]
         seconds = {stage["name"]: stage["seconds"] for stage in told["stages"]}
-        return (
-            f"{told['status']}; infer {seconds['infer']:.1f} s, the other stages {sum(seconds.values()):.1f} s in all"
-        )
+        return f"{told['status']}; infer {seconds['infer']:.1f} s of {sum(seconds.values()):.1f} s of all stages"
 
     def dataset(self) -> str:
         """A dataset runs as a batch on each worker of the pool, and all of its captures are published."""
