@@ -43,7 +43,7 @@ from tasks.weights.pins import Weights
 
 # for each model:
 LANES = 4  # one capture is in the model; of the others, views are read, or results are registered and stored
-AHEAD = 2  # captures that are prepared and wait for the model
+AHEAD = 4  # captures that are prepared, which takes longer than an inference, or wait for a lane
 
 # errors of this machine: no capture could be reconstructed on it
 HOPELESS = (EngineUnavailable, WeightsMissing, WeightsCorrupt, WeightsUnavailable)
