@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from prefect import flow, runtime, task
 
 from flows.events import OutcomeName, emit_outcome
-from flows.gpu import gpu_slot
+from flows.gpu import gpu_slots
 from flows.workshop import Outcome, Workshop
 from tasks.capture.completeness import StorageState, awaited
 from tasks.dataset.plan import Planned, plan
@@ -78,7 +78,7 @@ def work_through(captures: Sequence[Planned], engine: EngineChoice, parameters: 
     with ExitStack() as stack:
         stack.enter_context(timed(PROGRESS))
         show = stack.enter_context(progress_artifact(PROGRESS))
-        stack.enter_context(gpu_slot(engine))
+        stack.enter_context(gpu_slots(engine, ENGINES[engine.name].models_at_once()))
         workshop = stack.enter_context(Workshop(engine, parameters))
         left = tuple(captures)
         while left:
@@ -87,7 +87,9 @@ def work_through(captures: Sequence[Planned], engine: EngineChoice, parameters: 
                 tries[outcome.planned.id] += outcome.failed
                 _tell(outcome)
                 pace = _pace(len(ended), len(captures), time.monotonic() - begun)
-                show(len(ended) / len(captures), f"{pace}; {outcome.planned.id} {outcome.state}")
+                lanes = [f"{gpu}: {at_work}" for gpu, at_work in sorted(workshop.lanes.items())]
+                note = [pace, f"{outcome.planned.id} {outcome.state}", *lanes]
+                show(len(ended) / len(captures), "; ".join(note))
             left = tuple(
                 planned
                 for planned in left

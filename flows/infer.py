@@ -17,7 +17,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
-from flows.gpu import gpu_slot
+from flows.gpu import gpu_slots
 from tasks.cameras.find_cameras import CaptureCameras
 from tasks.capture.stage_capture import Capture
 from tasks.errors import EngineUnavailable, InferenceFailed, InputError, StorageError
@@ -71,7 +71,7 @@ def infer_here(
     require_engine(engine)
     if weights is not None:
         fetch_weights(weights)
-    with gpu_slot(engine):
+    with gpu_slots(engine):
         return infer(capture, cameras, engine, parameters, weights)
 
 

@@ -9,11 +9,13 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from queue import SimpleQueue
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from flows.model_server import ModelServer, ask
 from flows.process_pool import Processes
 from flows.reconstruct import Prepared, finish, prepare
 from tasks.capture.listing import Listing
@@ -39,8 +41,9 @@ from tasks.store.claims import Claims
 from tasks.weights.fetch_weights import fetch_weights
 from tasks.weights.pins import Weights
 
-LANES = 2  # one capture is in the model; of the other, views are read, or its result is registered and stored
-AHEAD = 2  # captures that are prepared and wait for the model
+# for each model:
+LANES = 4  # one capture is in the model; of the others, views are read, or results are registered and stored
+AHEAD = 4  # captures that are prepared, which takes longer than an inference, or wait for a lane
 
 # errors of this machine: no capture could be reconstructed on it
 HOPELESS = (EngineUnavailable, WeightsMissing, WeightsCorrupt, WeightsUnavailable)
@@ -70,13 +73,13 @@ class Outcome(BaseModel):
 
 
 class Workshop:
-    """The processes and the model that the captures of a batch share, and the claims on them."""
+    """The processes and the models that the captures of a batch share, and the claims on them."""
 
     def __init__(self, engine: EngineChoice, parameters: Parameters) -> None:
         self._engine, self._parameters = engine, parameters
         self._processes, self._claims = Processes(settings().batch_processes), Claims()
-        self._model = SharedModel(engine, parameters) if ENGINES[engine.name].shares_model else None
-        self._at_once = settings().batch_processes + (LANES + AHEAD if self._model else 0)
+        self._model = SharedModel(engine, parameters, self._processes) if ENGINES[engine.name].shares_model else None
+        self._at_once = settings().batch_processes + (self._model.places if self._model else 0)
         self._ended = threading.Event()
 
     def __enter__(self) -> Workshop:
@@ -85,8 +88,15 @@ class Workshop:
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()
+        if self._model is not None:
+            self._model.server.close()
         self._processes.__exit__(*error)  # type: ignore[arg-type]
         self._claims.__exit__(*error)
+
+    @property
+    def lanes(self) -> dict[str, str]:
+        """With several GPUs, what each is at work on, for people."""
+        return dict(self._model.lanes) if self._model else {}
 
     def reconstruct(self, captures: Sequence[Planned]) -> Iterator[Outcome]:
         """Reconstruct captures, several at once; gives their outcomes as they end, in no order.
@@ -158,7 +168,7 @@ class Workshop:
         return self._processes.run(_whole, planned, self._engine, self._parameters)
 
     def _with_model(self, planned: Planned, model: SharedModel) -> Outcome:
-        """Reconstruct a capture with the shared model: prepared and finished in processes, inferred here."""
+        """Reconstruct a capture with a shared model: the processes do all but the model's own work."""
         with ExitStack() as before_model:
             # room comes before the claim: another machine may be free for the captures that find none
             before_model.enter_context(model.room)
@@ -171,28 +181,32 @@ class Workshop:
                 with prepared.capture.in_scratch():
                     timings = Timings(stages)
                     with observed_by(timings):
-                        reconstruction = model.infer(prepared)
+                        reconstruction, stages = model.infer(prepared, timings)
                     before_model.close()
-                    return self._processes.run(_finished, prepared, reconstruction, self._parameters, timings.stages)
+                    return self._processes.run(_finished, prepared, reconstruction, self._parameters, stages)
 
             return self._once(planned, reconstruct)
 
 
 class SharedModel:
-    """The model that the captures of a batch share. Its weights are fetched once, for all of them.
+    """The model that the captures of a batch share, once on each GPU. Its weights are fetched once, for all of them.
 
-    room: the captures that are before or in the model at the same time.
+    places: the number of captures that are before or in a model at the same time. room: these places.
+    lanes: what each of several GPUs is at work on.
     """
 
-    def __init__(self, engine: EngineChoice, parameters: Parameters) -> None:
-        self._engine, self._parameters = engine, parameters
-        self.room = threading.Semaphore(LANES + AHEAD)
-        self._lanes = threading.Semaphore(LANES)
+    def __init__(self, engine: EngineChoice, parameters: Parameters, processes: Processes) -> None:
+        self._engine, self._parameters, self._processes = engine, parameters, processes
+        self.server, self.lanes = ModelServer(self._answer), dict[str, str]()
+        models = ENGINES[engine.name].models_at_once()
+        self.places = models * (LANES + AHEAD)
+        self.room = threading.Semaphore(self.places)
+        self._lanes = threading.Semaphore(models * LANES)
         self._fetching, self._fetched = threading.Lock(), set[str]()  # digests of bundles
         self._unavailable: Capture2MeshError | None = None  # why the weights could not be fetched
 
-    def infer(self, prepared: Prepared) -> Reconstruction:
-        """Infer a prepared capture, and export it if that needs the model's process."""
+    def infer(self, prepared: Prepared, timings: Timings) -> tuple[Reconstruction, list[StageTiming]]:
+        """Infer a prepared capture, and export it if that needs the model's process; gives all stages up to there."""
         weights, parameters = prepared.weights, self._parameters
         with self._lanes:
             if (
@@ -201,10 +215,24 @@ class SharedModel:
                 and infer.stored(prepared.capture, prepared.cameras, self._engine, parameters.infer, weights) is None
             ):
                 self._fetch(weights)
-            reconstruction = infer(prepared.capture, prepared.cameras, self._engine, parameters.infer, weights)
+            reconstruction, stages = self._processes.run(
+                _inferred, prepared, parameters, timings.stages, self.server.address
+            )
             if exports_in_process(self._engine, parameters.export):
-                export_glb(reconstruction, prepared.capture, prepared.cameras, parameters.export)
-            return reconstruction
+                exported = Timings(stages)
+                with observed_by(exported):
+                    export_glb(reconstruction, prepared.capture, prepared.cameras, parameters.export)
+                stages = exported.stages
+            return reconstruction, stages
+
+    def _answer(self, capture: str, request: Any) -> Any:
+        """Ask a model in the name of a capture."""
+
+        def progressed(fraction: float, note: str = "") -> None:
+            if note:
+                self.lanes[note] = f"{capture} {fraction:.0%}"
+
+        return ENGINES[self._engine.name].ask(request, progressed)
 
     def _fetch(self, weights: Weights) -> None:
         """Fetch a bundle once, for all captures; if that fails, it fails for all of them."""
@@ -243,6 +271,19 @@ def _prepared(
     timings = Timings()
     with observed_by(timings):
         return prepare(listing, engine, parameters, upload), timings.stages
+
+
+def _inferred(
+    prepared: Prepared, parameters: Parameters, stages: list[StageTiming], models: str
+) -> tuple[Reconstruction, list[StageTiming]]:
+    """Infer a capture after its first `stages`, by the models of the batch's process; gives all stages so far.
+
+    models: the address of the server that asks them.
+    """
+    capture, engine, timings = prepared.capture, prepared.engine, Timings(stages)
+    ENGINES[engine.name].use_models_of(partial(ask, models, capture.id))
+    with observed_by(timings):
+        return infer(capture, prepared.cameras, engine, parameters.infer, prepared.weights), timings.stages
 
 
 def _finished(

@@ -31,7 +31,7 @@ from infra.s3 import BUCKETS, HOST, REGION, S3Server
 from infra.stack_folder import PID_FILE, check_folder, lock
 from infra.stack_members import MEMBER, POLL_SECONDS, end, runs_of
 from infra.supervisor import ROOT, StackError, Supervisor, say
-from tasks.inference.gpus import gpus
+from tasks.inference.gpus import visible_gpus
 
 SAMPLE = ROOT / "tests" / "data" / "mug"
 PREFECT = [sys.executable, "-m", "prefect"]
@@ -238,13 +238,6 @@ class Stack:
         for name, text in lines.items():
             say(f"{name:12}{text}")
         say("It is up; Ctrl-C stops it.")
-
-
-def visible_gpus() -> list[str]:
-    """Numbers of the GPUs of this machine; those that CUDA_VISIBLE_DEVICES names, if it is set."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [device for device in visible.split(",") if device not in ("", "-1")]
-    return [gpu.index for gpu in gpus()]
 
 
 def check_ports(settings: StackSettings) -> None:

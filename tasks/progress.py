@@ -109,7 +109,7 @@ class Progress(Protocol):
 def progress_artifact(stage: str) -> Iterator[Progress]:
     """Show a progress artifact in the running task or flow; the function that it gives moves it.
 
-    Observers are told too. Outside of a flow only they are.
+    Its description shows the last note. Observers are told too. Outside of a flow only they are.
     """
     key = stage.replace("_", "-")
     artifact = cast(UUID, create_progress_artifact(0.0, key=key, description=stage)) if in_flow() else None
@@ -120,7 +120,8 @@ def progress_artifact(stage: str) -> Iterator[Progress]:
         report_progress(stage, fraction, note)
         if artifact is not None and (fraction >= 1 or time.monotonic() - shown_at >= PROGRESS_SECONDS):
             shown_at = time.monotonic()
-            update_progress_artifact(artifact, progress=round(100 * fraction, 1))
+            described = f"{stage}: {note}" if note else None
+            update_progress_artifact(artifact, progress=round(100 * fraction, 1), description=described)
 
     yield show
     show(1.0)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from tasks.capture.capture_checks import Needs
 from tasks.capture.subject import Subject
 from tasks.capture.views import View
+from tasks.progress import Progress
 from tasks.settings import ExporterName, InferParameters
 
 
@@ -128,10 +129,20 @@ class Engine(ABC):
         """Return the number of views that it takes; None for any number."""
 
     @abstractmethod
-    def reconstruct(
-        self, views: Sequence[View], parameters: InferParameters, progress: Callable[[float], None]
-    ) -> Output:
-        """Reconstruct the views; `progress` is called with the share that is done, 0 to 1."""
+    def reconstruct(self, views: Sequence[View], parameters: InferParameters, progress: Progress) -> Output:
+        """Reconstruct the views; `progress` is told the share that is done, 0 to 1, and on which of several GPUs."""
+
+    def models_at_once(self) -> int:
+        """The number of captures that its models take at the same time: one for each GPU that this process sees."""
+        return 1
+
+    def ask(self, request: Any, progress: Progress) -> Any:
+        """Ask whichever of its models is free; of engines that share their models."""
+        raise NotImplementedError
+
+    def use_models_of(self, ask: Callable[[Any], Any]) -> None:
+        """From now on ask the models of another process, by a function that passes on what `ask` takes and gives."""
+        raise NotImplementedError
 
     def colours(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32] | None:
         """RGB 0..1 (n, 3) of the vertices, from the tensors of a stored output; None if it has no colours."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 from dataclasses import dataclass
 
@@ -46,3 +47,12 @@ def gpus() -> list[Gpu]:
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("nvidia-smi fails: %s", error)
         return []
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that programs of this environment see, as `CUDA_VISIBLE_DEVICES` names them; all if it is not set."""
+    here = [gpu.index for gpu in gpus()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or not here:
+        return here
+    return [name for name in map(str.strip, visible.split(",")) if name not in ("", "-1")]

@@ -29,14 +29,14 @@ GPU_SECONDS, SHARED_CAPTURES, WORKERS = 5.0, 72, 4
 
 
 class Memory:
-    """Proportional set size of this process and all below it, sampled; `peak` in MB."""
+    """Proportional set size of this process and all below it, sampled every so many seconds; `peak` in MB."""
 
-    def __init__(self) -> None:
-        self.peak, self._ended = 0.0, threading.Event()
+    def __init__(self, every: float = 0.5) -> None:
+        self.peak, self._every, self._ended = 0.0, every, threading.Event()
         threading.Thread(target=self._sample, daemon=True).start()
 
     def _sample(self) -> None:
-        while not self._ended.wait(0.5):
+        while not self._ended.wait(self._every):
             self.peak = max(self.peak, sum(map(pss, family(os.getpid()))))
 
     def stop(self) -> float:

@@ -1,11 +1,12 @@
-"""Datasets on one GPU: `python tests/benchmarks/dataset_gpu.py --trellis-root ROOT --weights RANDOM [ROUTE[=COUNT]]`.
+"""Datasets on the GPUs of this machine: `python -m tests.benchmarks.dataset_gpu --weights FOLDER [ROUTE[=COUNT] ...]`.
 
 The same captures by several routes, one after the other on one machine, each with a store of its own:
-loop:    the stages one after the other in one process, the model loaded once, no Prefect
-command: a process per capture, `python -m flows reconstruct`
-batch:   the flow `reconstruct-dataset`, with Prefect's own server
-each as `loop-native` or `loop-to_glb`, by the exporter. RANDOM is what `random_weights.py` made; see `forced_geometry`
-for what it takes to have an object then. The captures are that object's: 8 views of 1080 x 1080, cameras and depth.
+batch:    the flow `reconstruct-dataset`, with Prefect's own server, on all GPUs that are visible; COUNT for each GPU
+batch-N:  the same on the first N of them
+loop:     the stages one after the other in one process, the model loaded once, no Prefect
+command:  a process per capture, `capture2mesh reconstruct`
+By default `batch`, and with several GPUs `batch-1` before it. The weights are random ones, made if FOLDER has none, and
+show no object, so the geometry is forced: see `forced_model.py`. Captures: 8 views of 1080 x 1080, cameras and depth.
 """
 
 from __future__ import annotations
@@ -13,202 +14,219 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import copytree, rmtree
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT))
+from tests.benchmarks.dataset import Memory, use_store
+from tests.benchmarks.forced_model import ROOT, environment, make_captures
 
-from tests.benchmarks.dataset import Memory, use_store  # noqa: E402  (the path comes first)
-
-VIEWS, SIZE = 8, 1080
-METRES = 0.34  # of the forced object's unit cube
-NOISE = 2.0  # of a sensor, 8-bit steps: views have a photograph's file size
-COUNTS = {
-    "command-native": 2,
-    "loop-to_glb": 3,
-    "batch-native": 48,
-    "loop-native": 3,
-    "batch-to_glb": 6,
-}
+COUNTS = {"batch": 64, "loop": 3, "command": 2}
+SAMPLE_SECONDS = 5.0  # between two looks at the memory of all processes, which cost a part of a second
 GPU_POLL_SECONDS = 1.0
+TINY_STEPS = {"ss_steps": 3, "slat_steps": 2}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request to a model: what, on which GPU (empty: the only one), begun and ended, seconds since the start."""
+
+    operation: str
+    gpu: str
+    begun: float
+    ended: float
 
 
 @dataclass
 class Measured:
-    """What a route took, in seconds since its start; load and servers included.
-
-    ends: when each capture was published. requests: what the model was asked (operation, begun, ended), where that was
-    seen. parts: of each inference, as the model's process tells them, in seconds and GiB. stages: median seconds.
-    """
+    """What a route took, in seconds since its start; load and servers included."""
 
     seconds: float = 0.0
     ends: list[float] = field(default_factory=list)
-    requests: list[tuple[str, float, float]] = field(default_factory=list)
+    """When each capture was published, ascending."""
+    requests: list[Asked] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
+    """Of each inference, seconds and GiB as the model's process tells them; outside: what the parent waited beside."""
     stages: dict[str, float] = field(default_factory=dict)
+    """Median seconds."""
+    cores: float = 0.0
+    """Processor cores that were busy, on average from the first capture to the end, whatever kept them busy."""
     peak_mb: float = 0.0
-    gpu_peak_gib: float = 0.0
+    gpu_peak_gib: dict[str, float] = field(default_factory=dict)
 
     @property
     def warm_per_hour(self) -> float:
         """Captures an hour once the first is done, to the very end."""
         return 3600 * (len(self.ends) - 1) / (self.seconds - self.ends[0])
 
+    def inferences(self, gpu: str) -> list[Asked]:
+        return [asked for asked in self.requests if (asked.operation, asked.gpu) == ("infer", gpu)]
+
     @property
-    def last_inference(self) -> float:
-        return max(end for operation, _, end in self.requests if operation == "infer")
+    def gpus(self) -> list[str]:
+        return sorted({asked.gpu for asked in self.requests if asked.operation == "infer"})
 
-    def in_flight(self, until: float, *operations: str) -> float:
-        """Share of the time from the first published capture that the model works on a request."""
+    def in_flight(self, gpu: str, until: float) -> float:
+        """Share of the time from the first published capture that an inference runs on a GPU."""
         first = self.ends[0]
-        busy = [max(0, min(end, until) - max(start, first)) for name, start, end in self.requests if name in operations]
+        busy = [max(0.0, min(each.ended, until) - max(each.begun, first)) for each in self.inferences(gpu)]
         return sum(busy) / (until - first)
-
-    def took(self, operation: str) -> str:
-        return " ".join(f"{end - start:.1f}" for name, start, end in self.requests if name == operation)
 
     @property
     def inference(self) -> dict[str, float]:
-        """Medians of the parts of all inferences but the first; outside: what they take beside upstream's work."""
-        each = self.parts[1:]
-        return {name: round(statistics.median(parts[name] for parts in each), 2) for name in each[0]}
+        """Medians of the parts of all inferences."""
+        return {name: round(statistics.median(parts[name] for parts in self.parts), 2) for name in self.parts[0]}
 
 
 class GpuMemory:
-    """Memory in use on the GPU, sampled; `peak` in GiB."""
+    """Memory in use on each GPU, sampled; `peak` in GiB by index. Empty without nvidia-smi."""
 
     def __init__(self) -> None:
-        self.peak, self._ended = 0.0, threading.Event()
+        self.peak, self._ended = dict[str, float](), threading.Event()
         threading.Thread(target=self._sample, daemon=True).start()
 
     def _sample(self) -> None:
-        command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
         while not self._ended.wait(GPU_POLL_SECONDS):
-            told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-            self.peak = max(self.peak, *(int(mebibytes) / 1024 for mebibytes in told if mebibytes.isdigit()), 0.0)
+            for index, gib in used_gib().items():
+                self.peak[index] = max(self.peak.get(index, 0.0), gib)
 
-    def stop(self) -> float:
+    def stop(self) -> dict[str, float]:
         self._ended.set()
         return self.peak
 
 
-def make_capture(folder: Path, seed: int) -> None:
-    """The forced object, some 0.25 m across, in colours and from cameras of its own."""
-    import numpy as np
-
-    from tasks.geometry.render import RayScene, render
-    from tests.benchmarks.forced_geometry.sitecustomize import FREQUENCY, RADIUS, WAVE
-    from tests.synthetic import OBJECT_CENTRE, field_mesh, orbit_cameras, pattern, solid_colours, write_capture
-
-    def blob(points: Any) -> Any:
-        return np.linalg.norm(points, axis=1) - RADIUS - WAVE * np.sin(FREQUENCY * points).prod(axis=1)
-
-    rng = np.random.default_rng(seed)
-    mesh = field_mesh(blob, half=0.5, cells=120)
-    mesh.apply_scale(METRES)
-    mesh.apply_translation(OBJECT_CENTRE)
-    tint = rng.uniform(0.6, 1.0, 3)
-    scene = RayScene(mesh, solid_colours(lambda points: tint * pattern(points)))
-    cameras = orbit_cameras(mesh, VIEWS, SIZE, rng=rng)
-    renderings = [render(scene, camera) for camera in cameras]
-    for view in renderings:
-        view.image[:] = (view.image + rng.normal(scale=NOISE, size=view.image.shape)).clip(0, 255)
-    write_capture(folder, cameras, renderings, [view.depth for view in renderings], alpha=True, depth_scale=0.0001)
+def used_gib() -> dict[str, float]:
+    """Memory in use, GiB, of each GPU by its index."""
+    command = ["nvidia-smi", "--query-gpu=index,memory.used", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError:
+        return {}
+    rows = [line.split(", ") for line in told.splitlines()]
+    return {index: int(mebibytes) / 1024 for index, mebibytes in rows if mebibytes.isdigit()}
 
 
-def make_captures(folder: Path, count: int) -> None:
-    """So many captures, those that are there already apart."""
-    missing = [index for index in range(count) if not (folder / f"{index:03}" / "transforms.json").exists()]
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(make_capture, [folder / f"{index:03}" for index in missing], missing))
+def busy_seconds() -> float:
+    """Processor seconds that this machine has worked since its start."""
+    user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+    return (user + nice + system + sum(rest[:3])) / os.sysconf("SC_CLK_TCK")
+
+
+class Cores:
+    """Busy cores on average, from the first published capture below `output`."""
+
+    def __init__(self, output: Path) -> None:
+        self._output, self._ended = output, threading.Event()
+        self._begun: tuple[float, float] | None = None
+        threading.Thread(target=self._wait, daemon=True).start()
+
+    def _wait(self) -> None:
+        while not self._ended.wait(GPU_POLL_SECONDS):
+            if any(self._output.glob("*/*/_SUCCESS")):
+                self._begun = time.time(), busy_seconds()
+                return
+
+    def stop(self) -> float:
+        self._ended.set()
+        if self._begun is None:
+            return 0.0
+        begun, busy = self._begun
+        return (busy_seconds() - busy) / (time.time() - begun)
 
 
 def observe_requests(measured: Measured) -> None:
-    """From now on every request of this process to the model is kept."""
+    """From now on every request of this process to a model is kept."""
     from tasks.inference.trellis.model_process import TrellisProcess
 
     ask = TrellisProcess.request
 
     def request(self: TrellisProcess, operation: str, *arguments: Any) -> Any:
-        asked = time.time()
+        begun = time.time()
         try:
             answer = ask(self, operation, *arguments)
         finally:
             ended = time.time()
-            measured.requests.append((operation, asked, ended))
+            measured.requests.append(Asked(operation, self.runtime.gpu, begun, ended))
         if operation == "infer":
             seconds = answer.header["seconds"]
-            outside = ended - asked - sum(seconds.values())
+            outside = ended - begun - sum(seconds.values())
             measured.parts.append(seconds | {"outside": outside, "peak_gib": answer.header["peak_gib"]})
         return answer
 
     TrellisProcess.request = request  # type: ignore[method-assign]
 
 
-def loop(dataset: Path, output: Path, exporter: Any) -> None:
+def parameters() -> Any:
+    """The defaults; few steps on the CPU."""
+    from tasks.settings import Parameters, settings
+
+    steps = TINY_STEPS if settings().trellis_device == "cpu" else {}
+    return Parameters.model_validate({"infer": {"trellis": steps}})
+
+
+def loop(dataset: Path, output: Path) -> None:
     from flows.workshop import _whole
     from tasks.dataset.plan import plan
-    from tasks.inference.registry import TRELLIS, resolve_engine
-    from tasks.settings import ExportParameters, Parameters
+    from tasks.inference.registry import resolve_engine
 
-    engine, parameters = resolve_engine("trellis"), Parameters(export=ExportParameters(exporter=exporter))
-    for planned in plan(str(dataset), str(output), engine, parameters).pending:
-        _whole(planned, engine, parameters)
-    TRELLIS.close()
+    engine = resolve_engine("trellis")
+    for planned in plan(str(dataset), str(output), engine, parameters()).pending:
+        _whole(planned, engine, parameters())
 
 
-def batch(dataset: Path, output: Path, exporter: Any) -> None:
+def batch(dataset: Path, output: Path) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.cli.own_server import OwnServer
     from flows.dataset import reconstruct_dataset
-    from tasks.inference.registry import TRELLIS
-    from tasks.settings import ExportParameters, Parameters
 
     server = OwnServer()
     server.wait()
-    parameters = Parameters(export=ExportParameters(exporter=exporter))
     with temporary_settings(updates={PREFECT_API_URL: server.api}):
-        print(f"# {reconstruct_dataset(str(dataset), str(output), 'trellis', parameters).counts}")
-    TRELLIS.close()
+        print(f"# {reconstruct_dataset(str(dataset), str(output), 'trellis', parameters()).counts}")
 
 
-def command(dataset: Path, output: Path, exporter: str) -> None:
+def command(dataset: Path, output: Path) -> None:
+    chosen = parameters().infer.trellis
+    steps = [f"infer.trellis.{name}={getattr(chosen, name)}" for name in TINY_STEPS]
     for capture in sorted(dataset.iterdir()):
-        arguments = [str(capture), str(output), "--engine", "trellis", "--set", f"export.exporter={exporter}"]
-        subprocess.run([sys.executable, "-m", "flows", "reconstruct", *arguments], cwd=ROOT, check=True)
+        arguments = ["reconstruct", str(capture), str(output), "--engine", "trellis"]
+        arguments += [part for step in steps for part in ("--set", step)]
+        subprocess.run([sys.executable, "-m", "flows", *arguments], cwd=ROOT, check=True)
 
 
 ROUTES = {"loop": loop, "command": command, "batch": batch}
 
 
-def measure(route: str, dataset: Path, folder: Path) -> Measured:
-    """Run a route; in a process of its own, as settings and libraries' threads are a process's."""
+def measure(route: str, gpus: list[str], dataset: Path, folder: Path) -> Measured:
+    """Run a route on these GPUs; in a process of its own, as settings and libraries' threads are a process's."""
     from flows.cli.conventions import PREFECT_DEFAULTS
 
     use_store(folder)
     os.environ |= {"PREFECT_HOME": str(folder.parent / "prefect"), **PREFECT_DEFAULTS}
-    name, _, exporter = route.partition("-")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    from tasks.inference.registry import TRELLIS
+
     measured, output = Measured(), folder / "out"
     observe_requests(measured)
-    memory, gpu_memory, begun = Memory(), GpuMemory(), time.time()
-    ROUTES[name](dataset, output, exporter)
-    measured.seconds = time.time() - begun
+    memory, gpu_memory, cores, begun = Memory(SAMPLE_SECONDS), GpuMemory(), Cores(output), time.time()
+    ROUTES[route](dataset, output)
+    measured.seconds, measured.cores = time.time() - begun, cores.stop()
     measured.peak_mb, measured.gpu_peak_gib = memory.stop(), gpu_memory.stop()
+    TRELLIS.close()
     measured.ends = sorted(marker.stat().st_mtime - begun for marker in output.glob("*/*/_SUCCESS"))
-    measured.requests = [(operation, start - begun, end - begun) for operation, start, end in measured.requests]
+    measured.requests = [
+        Asked(asked.operation, asked.gpu, asked.begun - begun, asked.ended - begun) for asked in measured.requests
+    ]
     measured.stages = stages(output)
     return measured
 
@@ -225,60 +243,56 @@ def stages(output: Path) -> dict[str, float]:
     return {name: round(statistics.median(each), 2) for name, each in seconds.items()}
 
 
-def show(route: str, measured: Measured) -> None:
+def show(name: str, measured: Measured) -> None:
     """One route's figures."""
-    ends, requests = measured.ends, {operation for operation, _, _ in measured.requests}
-    print(f"{route}: {len(ends)} captures in {measured.seconds:.1f} s, the first after {ends[0]:.1f} s")
+    ends = measured.ends
+    print(f"{name}: {len(ends)} captures in {measured.seconds:.1f} s, the first after {ends[0]:.1f} s")
     if len(ends) > 1:
-        print(f"  {measured.warm_per_hour:.0f} captures an hour after the first")
-    if "infer" in requests and measured.last_inference > ends[0]:
-        for name, until in (("the last inference", measured.last_inference), ("the end", measured.seconds)):
-            shares = [measured.in_flight(until, *names) for names in (("infer",), ("infer", "to_glb"))]
-            print(f"  from the first capture to {name}: inference {shares[0]:.1%}, the model's process {shares[1]:.1%}")
-    for operation in ("load", "infer", "to_glb"):
-        if operation in requests:
-            print(f"  {operation}: {measured.took(operation)} s")
-    if len(measured.parts) > 1:
+        print(f"  {measured.warm_per_hour:.0f} captures an hour after the first, {measured.cores:.1f} cores busy")
+    for gpu in measured.gpus:
+        asked = measured.inferences(gpu)
+        took = [round(each.ended - each.begun, 2) for each in asked]
+        told = (
+            f"  GPU {gpu or 'alone'}: {len(asked)} inferences, median {statistics.median(took):.2f} s, first {took[0]}"
+        )
+        if len(ends) > 1 and asked[-1].ended > ends[0]:
+            last, end = (measured.in_flight(gpu, until) for until in (asked[-1].ended, measured.seconds))
+            told += f"; one in flight {last:.1%} of the time until its last one, {end:.1%} to the end"
+        print(told)
+    loads = [f"{each.ended - each.begun:.1f}" for each in measured.requests if each.operation == "load"]
+    print(f"  load: {' '.join(loads)} s")
+    if measured.parts:
         print(f"  of an inference, medians: {measured.inference}")
     print(f"  stages, median s: {measured.stages}")
-    print(f"  peak {measured.peak_mb:.0f} MB of all processes, {measured.gpu_peak_gib:.1f} GiB of the GPU", flush=True)
-
-
-def counts_of(routes: Sequence[str]) -> dict[str, int]:
-    asked = (route.partition("=") for route in routes)
-    return {name: int(count or COUNTS[name]) for name, _, count in asked}
-
-
-def use(trellis_root: Path | None, weights: Path | None) -> None:
-    """Set this process's environment; before its settings are first read."""
-    if trellis_root is not None:
-        os.environ["CAPTURE2MESH_TRELLIS_ROOT"] = str(trellis_root.resolve())
-    if weights is not None:
-        os.environ["CAPTURE2MESH_WEIGHTS"] = str(weights.resolve() / "weights")
-        os.environ["CAPTURE2MESH_WEIGHTS_LIST"] = str(weights.resolve() / "weights.json")
-        paths = [str(Path(__file__).resolve().parent / "forced_geometry"), os.environ.get("PYTHONPATH", "")]
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    peaks = {index: round(gib, 1) for index, gib in measured.gpu_peak_gib.items()}
+    print(f"  peak {measured.peak_mb:.0f} MB of all processes; GiB in use on the GPUs: {peaks}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trellis-root", type=Path, help="run upstream's package, not our networks")
-    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--weights", type=Path, required=True, help="folder of random weights")
     parser.add_argument("--captures", type=Path, help="where captures are made, or were made before")
-    parser.add_argument("routes", nargs="*", metavar="ROUTE[=COUNT]", default=list(COUNTS))
+    parser.add_argument("--tiny", action="store_true", help="tiny weights and captures on the CPU: no figures")
+    parser.add_argument("routes", nargs="*", metavar="ROUTE[=COUNT]")
     asked = parser.parse_args()
-    use(asked.trellis_root, asked.weights)
-    counts = counts_of(asked.routes)
+    os.environ |= environment(asked.weights.resolve(), asked.tiny)
+    from tasks.inference.gpus import visible_gpus
+
+    gpus = visible_gpus()
     with tempfile.TemporaryDirectory() as temporary:
         captures = asked.captures or Path(temporary) / "captures"
-        make_captures(captures, max(counts.values()))
-        for route, count in counts.items():
-            folder = Path(temporary) / route
-            for index in range(count):
-                shutil.copytree(captures / f"{index:03}", folder / "in" / f"{index:03}")
+        for each in asked.routes or (["batch-1", "batch"] if len(gpus) > 1 else ["batch"]):
+            name, _, count = each.partition("=")
+            route, _, number = name.partition("-")
+            used = gpus[: int(number or len(gpus))] if route == "batch" else gpus[:1]
+            folder = Path(temporary) / name
+            wanted = int(count or COUNTS[route]) * max(1, len(used))
+            for capture in make_captures(captures, wanted, asked.tiny):
+                copytree(capture, folder / "in" / capture.name, copy_function=os.link)
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                show(route, pool.submit(measure, route, folder / "in", folder).result())
-            shutil.rmtree(folder)
+                show(name, pool.submit(measure, route, used, folder / "in", folder).result())
+            with suppress(OSError):  # of files that an ending server still writes
+                rmtree(folder)
 
 
 if __name__ == "__main__":

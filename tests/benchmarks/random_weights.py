@@ -1,7 +1,7 @@
 """Random weights of TRELLIS-VGGT: of full size for time and memory, tiny for tests. Upstream's code is not needed.
 
-`python -m tests.benchmarks.random_weights FOLDER` writes those of full size (8 GB), as a pinned bundle of this
-program's, and prints the variables with which the program takes it for its own.
+`python -m tests.benchmarks.random_weights FOLDER [--tiny]` writes those of full size (8 GB, on the GPU), or tiny ones,
+as a pinned bundle of this program's, and prints the variables with which the program takes it for its own.
 """
 
 from __future__ import annotations
@@ -196,7 +196,10 @@ def as_bundle(folder: Path) -> dict[str, str]:
 
 def main() -> None:
     folder = Path(sys.argv[1]).resolve() / "weights" / "new"
-    make(folder, FULL, FULL_CHANNELS, "cuda")
+    if "--tiny" in sys.argv[2:]:
+        make(folder, TINY, TINY_CHANNELS, "cpu")
+    else:
+        make(folder, FULL, FULL_CHANNELS, "cuda")
     for name, value in as_bundle(folder).items():
         print(f"export {name}={value}")
 

@@ -13,9 +13,11 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+import flows.gpu
 import flows.workshop
 from flows.dataset import reconstruct_dataset
 from tasks.dataset.dataset_report import DatasetReport
@@ -291,6 +293,28 @@ def test_one_model_for_all_captures(
         report = json.loads((here.assert_published(name) / "report.json").read_text())
         assert report["mesh"]["exporter"] == "native"
         assert {stage["name"] for stage in report["stages"] if stage["cached"]} == set(STAGES[:4])
+
+
+def test_captures_go_to_whichever_gpu_is_free(
+    here: Here, put: Callable[..., Path], gpu: Callable[[], Counter[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {f"ball {number}" for number in range(4)}
+    for name in names:  # each without another view: what is the same is inferred once
+        (views_only(put(name)) / "views" / f"view_00{name[-1]}.png").unlink()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("STAND_IN_STEP_SECONDS", "0.02")
+    limit = here.folder.name  # its own: the server has other tests
+    monkeypatch.setattr(flows.gpu, "LIMIT", limit)
+    post(here.server, "/v2/concurrency_limits/", name=limit, limit=1)
+    with pytest.raises(EngineUnavailable, match=r"fewer slots than this process sees GPUs \(2\)"):
+        here.run(engine="trellis")
+    httpx.patch(f"{here.server}/v2/concurrency_limits/{limit}", json={"limit": 2}, timeout=30).raise_for_status()
+    assert here.run(engine="trellis").states == dict.fromkeys(names, "normal")
+    assert (gpu()["loaded"], gpu()["run"]) == (2, 4)
+    shown = post(here.server, "/artifacts/filter", artifacts={"key": {"any_": ["captures"]}}, sort="CREATED_DESC")[0]
+    assert shown["data"] == 100
+    for lane in ("GPU 0: ball ", "GPU 1: ball "):
+        assert lane in shown["description"]
 
 
 @pytest.mark.faults

@@ -62,8 +62,9 @@ def log(tmp_path: Path) -> Callable[[], list[str]]:
 
 
 def pid(trellis: Trellis) -> int:
-    assert trellis._process is not None
-    return trellis._process.pid
+    (model,) = trellis.models().models
+    assert model.process is not None
+    return model.process.pid
 
 
 def ended(process: int) -> bool:
@@ -269,9 +270,10 @@ def test_a_process_killed_between_two_captures_is_replaced(engine: Engine) -> No
     trellis = engine()
     trellis.reconstruct(views(2), asked(), silent)
     before = pid(trellis)
-    assert trellis._process is not None
+    (model,) = trellis.models().models
+    assert model.process is not None
     os.kill(before, signal.SIGKILL)
-    trellis._process._process.wait(END_SECONDS)  # all its threads, which a zombie may still have
+    model.process._process.wait(END_SECONDS)  # all its threads, which a zombie may still have
     assert trellis.reconstruct(views(2), asked(), silent).views
     assert pid(trellis) != before
 
@@ -329,7 +331,7 @@ def test_the_process_dies_with_its_parent(hang: str, tmp_path: Path) -> None:
         trellis = Trellis(lambda: Runtime("w", Path({str(tmp_path)!r}), faults, root=Path({str(STAND_IN)!r})))
         threading.Thread(target=trellis.reconstruct, args=(views(1), asked(), silent), daemon=True).start()
         time.sleep(3)
-        print(trellis._process.pid, flush=True)
+        print(trellis.models().models[0].process.pid, flush=True)
         time.sleep(600)
     """
     parent = subprocess.Popen(

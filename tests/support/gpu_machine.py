@@ -16,13 +16,18 @@ REVISION = "a" * 40
 PIPELINE = "Stable-X/trellis-vggt-v0-2"
 
 
-def gpu_environment(folder: Path) -> dict[str, str]:
-    """Variables that make this machine look as if it had a GPU; the weights are on the mirror `folder`/mirror."""
-    programs, mirror = folder / "bin", folder / "mirror"
+def list_gpus(programs: Path, count: int) -> None:
+    """Make the folder `programs` with an nvidia-smi that lists so many GPUs."""
     programs.mkdir()
     smi = programs / "nvidia-smi"
-    smi.write_text("#!/bin/sh\necho '0, Stand-in GPU, 580.1, 81920'\n")
+    smi.write_text("#!/bin/sh\n" + "".join(f"echo '{index}, Stand-in GPU, 580.1, 81920'\n" for index in range(count)))
     smi.chmod(0o755)
+
+
+def gpu_environment(folder: Path, gpus: int = 1) -> dict[str, str]:
+    """Variables that make this machine look as if it had GPUs; the weights are on the mirror `folder`/mirror."""
+    programs, mirror = folder / "bin", folder / "mirror"
+    list_gpus(programs, gpus)
     content = f"weights of {PIPELINE}".encode()
     file = mirror / PIPELINE / REVISION / "model.safetensors"
     file.parent.mkdir(parents=True)

@@ -66,6 +66,8 @@ class Runtime:
     """Variables that are added to the child's environment: where the weights are."""
     root: Path | None = None
     """Upstream's checkout, whose package then runs; None for the networks in plain PyTorch."""
+    gpu: str = ""
+    """The GPU that the child sees, as `CUDA_VISIBLE_DEVICES` takes it; empty: those that this process sees."""
     device: str = "cuda"
     """`cuda`, or `cpu`, which takes minutes to hours."""
     python: str = sys.executable
@@ -107,6 +109,8 @@ class Runtime:
             "PYTHONUNBUFFERED": "1",
             "TQDM_DISABLE": "1",
         }
+        if self.gpu:
+            forced["CUDA_VISIBLE_DEVICES"] = self.gpu
         return places | inherited | dict(self.environment) | forced
 
 

@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from tasks.capture.capture_checks import Needs
 from tasks.capture.views import View
 from tasks.errors import OutOfMemory
 from tasks.inference.engine import Engine, Textured
-from tasks.inference.gpus import gpus
-from tasks.inference.trellis.model_process import Runtime, TrellisProcess, runtime_here
+from tasks.inference.gpus import visible_gpus
+from tasks.inference.trellis.gpu_models import GpuModels
+from tasks.inference.trellis.model_process import Runtime, runtime_here
 from tasks.inference.trellis.process.channel import Message
 from tasks.inference.trellis.splats import splat_ply
 from tasks.inference.trellis.trellis_output import TrellisOutput, vertex_colours
+from tasks.progress import Progress
 from tasks.settings import ExporterName, InferParameters, settings
 
 TRELLIS_VERSION = "2"
@@ -30,9 +33,10 @@ log = logging.getLogger(__name__)
 
 
 class Trellis(Engine):
-    """TRELLIS-VGGT on this machine's GPU. The model stays loaded from one call to the next, until `close`.
+    """TRELLIS-VGGT on this machine's GPUs. The models stay loaded from one call to the next, until `close`.
 
-    `runtime` is called for every request: if it gives another runtime than before, a new process is started.
+    Each GPU that this process sees has a model of its own, started when it is needed. `runtime` is called for every
+    request: if it gives another runtime than before, a new process is started.
     """
 
     version = TRELLIS_VERSION
@@ -44,9 +48,9 @@ class Trellis(Engine):
 
     def __init__(self, runtime: Callable[[], Runtime] | None = None) -> None:
         self._runtime = runtime or runtime_here
-        self._process: TrellisProcess | None = None
-        self._loaded: Message | None = None
-        self._lock = threading.Lock()  # one GPU: one capture at a time
+        self._models: GpuModels | None = None
+        self._ask_elsewhere: Callable[[Message], Message] | None = None
+        self._lock = threading.Lock()
 
     @property
     def exports_in_process(self) -> bool:  # type: ignore[override]  # upstream's exporter comes with its checkout
@@ -58,19 +62,28 @@ class Trellis(Engine):
 
     def missing(self) -> str | None:
         here = settings()
-        if here.trellis_device == "cuda" and not gpus():
-            return "no NVIDIA GPU here (nvidia-smi lists none)"
+        if here.trellis_device == "cuda" and not visible_gpus():
+            return "no NVIDIA GPU here (nvidia-smi lists none, or CUDA_VISIBLE_DEVICES hides them)"
         ours = here.trellis_python == Path(sys.executable) and here.trellis_root is None
         if ours and importlib.util.find_spec("torch") is None:
             return "no `torch` package here; pip install 'capture2mesh[gpu]'"
         return None
 
+    def models_at_once(self) -> int:
+        return len(self.models().models)
+
+    def models(self) -> GpuModels:
+        """The models of the GPUs that this process sees now, and on the CPU one; the same ones until `close`."""
+        with self._lock:
+            if self._models is None:
+                seen = visible_gpus() if settings().trellis_device == "cuda" else []
+                self._models = GpuModels(seen if len(seen) > 1 else [""])
+            return self._models
+
     def most_views(self, parameters: InferParameters) -> int | None:
         return parameters.trellis.max_views
 
-    def reconstruct(
-        self, views: Sequence[View], parameters: InferParameters, progress: Callable[[float], None]
-    ) -> TrellisOutput:
+    def reconstruct(self, views: Sequence[View], parameters: InferParameters, progress: Progress) -> TrellisOutput:
         """Reconstruct the views. If GPU memory is too small, try again with the same views, then with half of them."""
         failed: list[OutOfMemory] = []
         for attempt in (views, views, views[::2]):
@@ -97,38 +110,50 @@ class Trellis(Engine):
         """
         output = TrellisOutput.from_safetensors(stored)
         asked = {"gaussian_init": output.gaussian_init, "simplify": simplify, "texture_px": texture_px}
-        with self._lock:
-            answer = self._running().request("to_glb", asked, output.tensors())
+        answer = self.ask(Message({"operation": "to_glb", **asked}, output.tensors()))
         arrays, header = answer.arrays, answer.header
         return Textured(**arrays, decimated_by=header["decimated_by"], measured=header["seconds"])
 
+    def ask(self, request: Message, progress: Progress = lambda fraction, note="": None) -> Message:
+        """Ask whichever model is free for `infer` or `to_glb`; an inference loads its weights first."""
+        if self._ask_elsewhere is not None:
+            return self._ask_elsewhere(request)
+        header = dict(request.header)
+        operation = header.pop("operation")
+        with self.models().free() as model:
+            runtime = self._runtime()
+            process = model.running(runtime)
+            if operation == "infer":
+                needed = {"min_free_gib": runtime.min_free_gib(len(header["views"])), "device": runtime.device}
+                model.load(needed)
+                header |= needed
+            seen = partial(progress, note=f"GPU {model.gpu}") if model.gpu else progress
+            return process.request(operation, header, request.arrays, seen)
+
+    def use_models_of(self, ask: Callable[[Message], Message]) -> None:
+        self._ask_elsewhere = ask
+
     def close(self) -> None:
-        """End the model's process, which frees its GPU memory."""
+        """End the models' processes, which frees their GPU memory."""
         with self._lock:
-            if self._process is not None:
-                self._process.shutdown()
-            self._process = None
+            models, self._models = self._models, None
+        if models is not None:
+            models.close()
 
     def _infer(
-        self, views: Sequence[View], parameters: InferParameters, progress: Callable[[float], None], reduced: bool
+        self, views: Sequence[View], parameters: InferParameters, progress: Progress, reduced: bool
     ) -> TrellisOutput:
-        model = parameters.trellis
         names = tuple(view.name for view in views)
         asked = {
+            "operation": "infer",
             "views": names,
             "seed": parameters.seed,
-            **model.model_dump(include={"ss_steps", "ss_cfg", "slat_steps", "slat_cfg"}),
+            **parameters.trellis.model_dump(include={"ss_steps", "ss_cfg", "slat_steps", "slat_cfg"}),
         }
         arrays: dict[str, NDArray[Any]] = {}
         for index, view in enumerate(views):
             arrays |= {f"{index}.image": view.image, f"{index}.mask": view.mask}
-        with self._lock:
-            process = self._running()
-            needed = {"min_free_gib": process.runtime.min_free_gib(len(views)), "device": process.runtime.device}
-            if self._loaded is None:
-                self._loaded = process.request("load", {"weights": process.runtime.weights} | needed)
-                log.info("model loaded: %s", self._loaded.header)
-            answer = process.request("infer", asked | needed, arrays, progress)
+        answer = self.ask(Message(asked, arrays), progress)
         header = answer.header
         log.info("inference of %d views: %s, peak %.1f GiB", len(views), header["seconds"], header["peak_gib"])
         return TrellisOutput.of(
@@ -139,13 +164,3 @@ class Trellis(Engine):
             reduced=reduced,
             measured=header["seconds"] | {"peak_gib": header["peak_gib"]},
         )
-
-    def _running(self) -> TrellisProcess:
-        """The process to ask; a new one if there is none, it has ended, or the runtime has changed."""
-        runtime = self._runtime()
-        if self._process is not None and self._process.alive and self._process.runtime == runtime:
-            return self._process
-        if self._process is not None:
-            self._process.kill()
-        self._process, self._loaded = TrellisProcess(runtime), None
-        return self._process

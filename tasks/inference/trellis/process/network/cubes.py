@@ -101,6 +101,11 @@ def _cells(codes: Tensor, side: int) -> Tensor:
     return torch.stack([codes // (side * side), codes // side % side, codes % side], -1)
 
 
+def _within(cells: Tensor, side: int) -> Tensor:
+    """The codes of those cells (n, 3) that lie in the grid."""
+    return _codes(cells[((cells >= 0) & (cells < side)).all(-1)], side)
+
+
 def _found(sorted_codes: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """The row of each wanted code, and whether it is there."""
     row = torch.searchsorted(sorted_codes, wanted).clamp(max=len(sorted_codes) - 1)
@@ -115,6 +120,7 @@ def _surface(coords: Tensor, features: Tensor, resolution: int) -> _Surface:
     """
     corners = torch.tensor(CORNER_OFFSETS, device=coords.device)
     points = resolution + 1
+    to_corner = _codes(corners, points)  # codes add up like the cells that they stand for
     colour = features[:, COLOUR]
     values = torch.cat(
         [
@@ -124,14 +130,13 @@ def _surface(coords: Tensor, features: Tensor, resolution: int) -> _Surface:
         ],
         -1,
     )
-    known, row = _codes(coords[:, None] + corners, points).flatten().unique(return_inverse=True)
+    known, row = (_codes(coords, points)[:, None] + to_corner).flatten().unique(return_inverse=True)
     count = torch.zeros(len(known), device=coords.device).index_add_(0, row, torch.ones_like(row, dtype=torch.float32))
     mean = values.new_zeros(len(known), values.shape[2]).index_add_(0, row, values.flatten(0, 1)) / count[:, None]
-    candidates = (_cells(known, points)[:, None] - corners).flatten(0, 1)
-    candidates = candidates[((candidates >= 0) & (candidates < resolution)).all(-1)]
-    code = _codes(candidates, resolution).unique()
+    del values, row, count  # among the largest tensors of an inference
+    code = torch.cat([_within(_cells(known, points) - corner, resolution) for corner in corners]).unique()
     cube = _cells(code, resolution)
-    corner = _codes(cube[:, None] + corners, points)
+    corner = _codes(cube, points)[:, None] + to_corner
     row, here = _found(known, corner)
     distance = torch.where(here, mean[row, 0], torch.ones((), device=coords.device))
     inside = (distance < 0).sum(-1)
