@@ -19,7 +19,7 @@ from tasks.errors import InferenceFailed, InferenceTimeout, OutOfMemory
 from tasks.inference.trellis.model_process import Runtime
 from tasks.inference.trellis.process.channel import Channel, Message
 from tasks.inference.trellis.process.faults import fault_of
-from tasks.inference.trellis.splats import splat_ply
+from tasks.inference.trellis.splats import gaussians_of, splat_ply
 from tasks.inference.trellis.trellis_output import TrellisOutput
 
 COUNT = 50
@@ -93,6 +93,9 @@ def test_splats_hold_what_upstreams_gaussian_would_render(activation: str) -> No
     np.testing.assert_allclose(rotation, quaternion / np.linalg.norm(quaternion, axis=1, keepdims=True), atol=1e-6)
     colour = np.stack([found[f"f_dc_{index}"] for index in range(3)], axis=1)
     np.testing.assert_array_equal(colour, raw["features_dc"][:, 0])
+    shown = gaussians_of(made)
+    np.testing.assert_allclose(shown.colours, (raw["features_dc"][:, 0] * 0.2820948 + 0.5).clip(0, 1), atol=1e-6)
+    np.testing.assert_allclose(shown.opacities, 1 / (1 + np.exp(-logit)), rtol=1e-5)
     assert not any(found[name].any() for name in ("nx", "ny", "nz"))
 
 

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from tasks.capture.capture_checks import Needs
 from tasks.capture.views import View
 from tasks.errors import OutOfMemory
+from tasks.geometry.gaussians import Gaussians
 from tasks.inference.engine import Engine, Textured
 from tasks.inference.gpus import gpus
 from tasks.inference.trellis.model_process import Runtime, TrellisProcess, runtime_here
 from tasks.inference.trellis.process.channel import Message
-from tasks.inference.trellis.splats import splat_ply
+from tasks.inference.trellis.splats import gaussians_of, splat_ply
 from tasks.inference.trellis.trellis_output import TrellisOutput, vertex_colours
 from tasks.settings import ExporterName, InferParameters, settings
 
@@ -85,6 +86,9 @@ class Trellis(Engine):
 
     def colours(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32] | None:
         return vertex_colours(tensors)
+
+    def gaussians(self, stored: bytes) -> Gaussians | None:
+        return gaussians_of(TrellisOutput.from_safetensors(stored))
 
     def splat_ply(self, stored: bytes, transform: NDArray[np.float64]) -> bytes:
         return splat_ply(TrellisOutput.from_safetensors(stored), transform)
