@@ -40,6 +40,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory, failures: Path) -> Iterator
     runtime = replace(runtime, environment={**runtime.environment, "FAILING_ALLOCATIONS": str(failures)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(FAILING_ALLOCATION), prepend=os.pathsep)
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # else torch is compiled anew for this scratch folder
         made = Trellis(lambda: runtime)
         yield made
         made.close()

@@ -19,7 +19,7 @@ from tasks.errors import OutOfMemory
 from tasks.geometry.gaussians import Gaussians
 from tasks.inference.engine import Engine, Textured
 from tasks.inference.gpus import gpus
-from tasks.inference.trellis.model_process import Runtime, TrellisProcess, runtime_here
+from tasks.inference.trellis.model_process import Runtime, TrellisProcess, model_of, runtime_here
 from tasks.inference.trellis.process.channel import Message
 from tasks.inference.trellis.splats import gaussians_of, splat_ply
 from tasks.inference.trellis.trellis_output import TrellisOutput, vertex_colours
@@ -36,7 +36,6 @@ class Trellis(Engine):
     `runtime` is called for every request: if it gives another runtime than before, a new process is started.
     """
 
-    version = TRELLIS_VERSION
     needs = Needs(cameras=False, metric_depth=False, min_views=1, masks=True)
     has_weights = True
     closed = False
@@ -48,6 +47,10 @@ class Trellis(Engine):
         self._process: TrellisProcess | None = None
         self._loaded: Message | None = None
         self._lock = threading.Lock()  # one GPU: one capture at a time
+
+    @property
+    def version(self) -> str:  # type: ignore[override]  # upstream's package gives other results
+        return f"{TRELLIS_VERSION}-{model_of(settings().trellis_root)}"
 
     @property
     def exports_in_process(self) -> bool:  # type: ignore[override]  # upstream's exporter comes with its checkout

@@ -25,8 +25,8 @@ WEIGHTS_ERRORS = {"URLError", "HTTPError", "RepositoryNotFoundError", "EntryNotF
 class Fault(Exception):
     """An error that the parent has a class for.
 
-    kind: OutOfMemory, MissingImport, NoCuda, Unsupported or EmptyResult. facts: values beside the message, for example
-    `needed_gib`.
+    kind: OutOfMemory, MissingImport, NoCuda, Unsupported, WeightsCorrupt or EmptyResult. facts: values beside the
+    message, for example `needed_gib`.
     """
 
     def __init__(self, kind: str, message: str, **facts: Any) -> None:
