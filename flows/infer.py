@@ -136,7 +136,8 @@ def infer_there(
         result = infer.made(capture, cameras, engine, parameters, weights)
     if result is None:
         raise StorageError(
-            f"{deployment}: its result is not in {store().root.url}; set the same CAPTURE2MESH_STORE there"
+            f"{deployment}: its result is not in {store().root.url}; set the same CAPTURE2MESH_STORE there, and"
+            " CAPTURE2MESH_TRELLIS_ROOT on both machines or on none"
         )
     return result
 

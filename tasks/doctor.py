@@ -52,7 +52,7 @@ def findings(runtime: Runtime, weights: Callable[[], str], store: Location) -> l
         _python(),
         _store(store),
         _server(),
-        _driver(),
+        *([_driver()] if runtime.device == "cuda" else []),
         *_model_process(runtime),
         _weights(weights),
         *_licences(),
@@ -139,7 +139,7 @@ def _model_process(runtime: Runtime) -> list[Finding]:
     """Examine what the model's process can import and sees, by asking one: this process imports nothing of it."""
     process = TrellisProcess(runtime)
     try:
-        told = process.request("probe").header
+        told = process.request("probe", {"device": runtime.device}).header
     except Capture2MeshError as error:
         return [Finding("trellis", str(error), "trellis", False, GPU_EXTRA)]
     finally:
@@ -149,7 +149,8 @@ def _model_process(runtime: Runtime) -> list[Finding]:
         _package(imports, "torch", "trellis", GPU_EXTRA),
         _package(imports, "safetensors", "trellis", GPU_EXTRA),
         *([] if told["cuda"] is None else [_cuda(told["cuda"])]),
-        *([] if told["device"] is None else _gpu(told["device"], runtime)),
+        *([] if told["device"] is None else [_gpu(told["device"], runtime)]),
+        *([] if told["trial"] is None else [_trial(told["trial"], runtime)]),
         _package(
             imports,
             "trellis.pipelines",
@@ -181,15 +182,19 @@ def _cuda(told: Mapping[str, Any]) -> Finding:
     return Finding("CUDA", f"{found}: {fault}", "trellis", False, todo)
 
 
-def _gpu(device: Mapping[str, Any], runtime: Runtime) -> list[Finding]:
-    """The GPU's memory, and the trial computation on it."""
+def _gpu(device: Mapping[str, Any], runtime: Runtime) -> Finding:
+    """The GPU and its memory."""
     needed = runtime.min_free_vram_gib
     found = f"{device['name']}, {device['free_gib']:.1f} of {device['total_gib']:.1f} GiB free"
-    todo = f"free {needed:g} GiB, or use a larger GPU"
-    findings = [Finding("GPU", found, "trellis", device["free_gib"] >= needed, todo)]
-    if (seconds := device.get("trial_seconds")) is not None:
-        findings.append(Finding("trial on the GPU", f"half-precision attention: {seconds:.1f} s", "trellis", True))
-    return findings
+    return Finding("GPU", found, "trellis", device["free_gib"] >= needed, f"free {needed:g} GiB, or use a larger GPU")
+
+
+def _trial(told: Mapping[str, Any], runtime: Runtime) -> Finding:
+    """The smallest inference: for the networks in plain PyTorch, all of them, tiny, with random weights."""
+    place = "the GPU" if runtime.device == "cuda" else "the CPU"
+    found = told["error"] or f"the smallest inference on {place} took {told['seconds']:.1f} s"
+    todo = f"install a build of torch that works on {place}; the message says what fails"
+    return Finding("trial inference", found, "trellis", not told["error"], todo)
 
 
 def _package(imports: Mapping[str, Mapping[str, str]], module: str, purpose: Purpose, todo: str) -> Finding:

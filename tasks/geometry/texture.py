@@ -1,4 +1,4 @@
-"""Texture of a mesh: its surface unwrapped into charts, their texels painted from views or vertex colours.
+"""Texture of a mesh: its surface unwrapped into charts, their texels painted from views, gaussians or vertex colours.
 
 tasks.mesh.export calls `unwrap` and `bake`.
 """
@@ -19,6 +19,7 @@ from scipy.spatial import cKDTree
 from tasks.capture.camera import Camera
 from tasks.capture.views import View
 from tasks.geometry.exposure import solved_gains, to_linear, to_srgb
+from tasks.geometry.gaussians import Gaussians, SurfaceView
 from tasks.geometry.mesh_repair import face_normals
 from tasks.geometry.render import RayScene, depth_map
 
@@ -40,6 +41,7 @@ STRAY_COLOUR = 40.0  # grey levels that a view may differ by from the others on 
 GAIN_SAMPLES = 4000  # places that the exposures are compared at
 SAME_EXPOSURE = 0.005  # logarithm of gains below which nothing is changed
 NEAREST_SEEN = 8  # seen texels that give an unseen one its colour
+OPAQUE = 0.5  # of a texel's opacity; gaussians that let more than this through do not show the surface there
 # Vertices of the dense mesh that give a texel its colour, by the inverse distance to this power: as near to its
 # interpolated colours as an exact search is, in a third of the time
 NEAREST_VERTICES = 4
@@ -115,23 +117,34 @@ def unwrap(vertices: NDArray[np.floating], faces: NDArray[np.integer], texture_p
 
 
 def bake(
-    unwrapped: Unwrapped, views: Sequence[View], texture_px: int, vertex_colours: VertexColours | None = None
+    unwrapped: Unwrapped,
+    views: Sequence[View],
+    texture_px: int,
+    vertex_colours: VertexColours | None = None,
+    gaussians: Gaussians | None = None,
 ) -> tuple[NDArray[np.uint8], float | None]:
     """Paints the texture: (px, px, 3) uint8 sRGB, and the share of its texels that a view saw, None without views.
 
-    The views need cameras, in the mesh's frame. A texel takes the mean of the views that see it, weighted by angle and
-    distance. If no view sees it, it takes the dense mesh's colour, or else that of the nearest seen surface. Space
-    between charts repeats their edges. Raises ValueError if there are neither views nor colours.
+    The views need cameras; they and the gaussians are in the mesh's frame. A texel takes the mean of the views that see
+    it, weighted by angle and distance. If no view sees it, it takes the colour that the gaussians show there, then the
+    dense mesh's, then that of the nearest texels that have one. Space between charts repeats their edges. Raises
+    ValueError if there are neither views nor colours.
     """
-    if not views and vertex_colours is None:
-        raise ValueError("a texture needs views or vertex colours")
+    if not views and vertex_colours is None and gaussians is None:
+        raise ValueError("a texture needs views, gaussians or vertex colours")
     texels = _texels(unwrapped, texture_px)
     colours, seen = _from_views(texels, unwrapped, views)
+    known = seen.copy()
+    if gaussians is not None:
+        unseen = np.flatnonzero(~seen)
+        shown, opacity = SurfaceView(gaussians).colours(texels.position[unseen], texels.normal[unseen])
+        colours[unseen] = 255 * shown
+        known[unseen] = opacity > OPAQUE
     if vertex_colours is not None:
         dense = (vertex_colours.positions, 255 * vertex_colours.colours)
-        colours[~seen] = _from_nearest(texels.position[~seen], *dense, NEAREST_VERTICES, VERTEX_SHARPNESS)
-    elif seen.any():
-        colours[~seen] = _from_nearest(texels.position[~seen], texels.position[seen], colours[seen], NEAREST_SEEN)
+        colours[~known] = _from_nearest(texels.position[~known], *dense, NEAREST_VERTICES, VERTEX_SHARPNESS)
+    elif known.any():
+        colours[~known] = _from_nearest(texels.position[~known], texels.position[known], colours[known], NEAREST_SEEN)
     texture = np.zeros((texture_px * texture_px, 3), np.float32)
     texture[texels.index] = colours
     covered = np.zeros(texture_px * texture_px, bool)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from tasks.capture.capture_checks import Needs
 from tasks.capture.subject import Subject
 from tasks.capture.views import View
+from tasks.geometry.gaussians import Gaussians
 from tasks.progress import Progress
 from tasks.settings import ExporterName, InferParameters
 
@@ -116,7 +117,7 @@ class Engine(ABC):
     shares_model: bool
     """True if one loaded model takes capture after capture; False if each process runs its own."""
     makes_gaussians: bool = False
-    """True if its outputs hold 3D gaussians (`splat_ply`)."""
+    """True if its outputs hold 3D gaussians (`gaussians`, `splat_ply`)."""
     exports_in_process: bool = False
     """True if its model's process has an exporter (`to_glb`)."""
 
@@ -146,6 +147,10 @@ class Engine(ABC):
 
     def colours(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32] | None:
         """RGB 0..1 (n, 3) of the vertices, from the tensors of a stored output; None if it has no colours."""
+        return None
+
+    def gaussians(self, stored: bytes) -> Gaussians | None:
+        """The gaussians of a stored output, in the engine's frame; None if it has none."""
         return None
 
     def splat_ply(self, stored: bytes, transform: NDArray[np.float64]) -> bytes:

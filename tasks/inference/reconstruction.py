@@ -20,6 +20,7 @@ from tasks.cameras.find_cameras import CaptureCameras
 from tasks.capture.stage_capture import Capture
 from tasks.capture.views import View
 from tasks.errors import InferenceInterrupted, StorageUnavailable
+from tasks.geometry.gaussians import Gaussians
 from tasks.geometry.registration import register
 from tasks.inference.engine import Output, SurfaceFacts
 from tasks.inference.registry import ENGINES, EngineChoice
@@ -37,7 +38,7 @@ Matrix = tuple[tuple[float, float, float, float], ...]
 
 @dataclass(frozen=True)
 class Geometry:
-    """The surface of a reconstruction, in the engine's z-up frame."""
+    """The surface of a reconstruction and its appearance, in the engine's z-up frame."""
 
     vertices: NDArray[np.float32]
     """(n, 3)."""
@@ -45,6 +46,8 @@ class Geometry:
     """(m, 3), indices of vertices."""
     colours: NDArray[np.float32] | None
     """(n, 3), RGB 0..1 of the vertices; None if the engine gives none."""
+    gaussians: Gaussians | None
+    """They show the surface's colours; None if the engine makes none."""
 
 
 class RegistrationSummary(BaseModel):
@@ -89,8 +92,9 @@ class Reconstruction(StoredResult):
 
     def geometry(self) -> Geometry:
         """The surface, read from the store."""
-        tensors = load(self.safetensors())
-        return Geometry(tensors["vertices"], tensors["faces"], ENGINES[self.engine.name].colours(tensors))
+        engine, stored = ENGINES[self.engine.name], self.safetensors()
+        tensors = load(stored)
+        return Geometry(tensors["vertices"], tensors["faces"], engine.colours(tensors), engine.gaussians(stored))
 
     def similarity(self) -> NDArray[np.float64] | None:
         """`to_capture` as an array."""

@@ -82,7 +82,7 @@ def _export_key(
     return [reconstruction.key, reconstruction.views, cameras.key, parameters]
 
 
-@stage(key=_export_key, version="2", **retried(EXPORT_RETRIES))
+@stage(key=_export_key, version="3", **retried(EXPORT_RETRIES))
 def export_glb(
     folder: Path,
     reconstruction: Reconstruction,
@@ -127,11 +127,14 @@ def _native(
     """Simplify, close, unwrap and bake the texture.
 
     The texture comes from the views if the mesh lies in their frame; what they do not show, and any other mesh, gets
-    the colours of the dense mesh.
+    the colours of the gaussians, or else of the dense mesh.
     """
     geometry, to_capture = reconstruction.geometry(), reconstruction.similarity()
     dense = in_capture_frame(geometry.vertices, to_capture)
     colours = None if geometry.colours is None else VertexColours(dense, geometry.colours)
+    gaussians = geometry.gaussians
+    if gaussians is not None and to_capture is not None:
+        gaussians = gaussians.moved(to_capture)
     surface = reconstruction.surface
     subject, noise = (None, 0.0) if surface is None else (surface.subject, surface.spread_m)
     try:
@@ -147,7 +150,7 @@ def _native(
     unwrapped = unwrap(simplified.vertices, simplified.faces, parameters.texture_px)
     seen = () if to_capture is None else capture.views(reconstruction.views, cameras.by_view())
     views = [view.of(subject) for view in seen if view.camera is not None]
-    texture, coverage = bake(unwrapped, views, parameters.texture_px, colours)
+    texture, coverage = bake(unwrapped, views, parameters.texture_px, colours, gaussians)
     return _Exported(unwrapped, texture, coverage, FAST_SIMPLIFICATION, simplified.error, simplified.limit)
 
 

@@ -22,15 +22,18 @@ from scipy.spatial import cKDTree
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from tasks.geometry.gaussians import Gaussians
 from tasks.geometry.render import sample_texture
 from tasks.geometry.simplification import simplify
 from tasks.geometry.solids import repair, solidify
 from tasks.geometry.texture import Unwrapped, VertexColours, bake, unwrap
 from tasks.mesh.export import glb_of
+from tests.support.surface_gaussians import gaussians_on, trained
 from tests.synthetic import OBJECT_CENTRE, OBJECT_HALF, Points, bowl, chamfer, field_mesh, pattern
 
 CELLS = 260  # along the object: gives 656k faces
 FACES = 20_000
+GAUSSIANS = 430_000
 TEXTURE_PX = 1024
 SHEET_RADIUS = 0.138  # in the middle of the bowl's wall
 
@@ -113,15 +116,17 @@ def timed(step: str, work: Callable[[], Result]) -> Result:
     return result
 
 
-def export(dense: Dense) -> tuple[Unwrapped, NDArray[np.uint8], bytes]:
-    """What export_glb does for such a mesh when there are no cameras."""
+def export(dense: Dense, gaussians: Gaussians) -> tuple[Unwrapped, NDArray[np.uint8], NDArray[np.uint8], bytes]:
+    """What export_glb does for such a mesh when there are no cameras, and the texture with vertex colours alone."""
     solid = timed("  solidify", lambda: solidify(dense.vertices, dense.faces, FACES))
     surface = timed("  simplify", lambda: simplify(*solid, FACES))
     print(f"  export error {surface.error}")
     unwrapped = timed("  unwrap", lambda: unwrap(surface.vertices, surface.faces, TEXTURE_PX))
     colours = VertexColours(dense.vertices, dense.colours)
-    texture, _ = timed("  bake", lambda: bake(unwrapped, (), TEXTURE_PX, colours))
-    return unwrapped, texture, timed("  GLB", lambda: glb_of(unwrapped, texture))
+    texture, _ = timed("  bake", lambda: bake(unwrapped, (), TEXTURE_PX, colours, gaussians))
+    glb = timed("  GLB", lambda: glb_of(unwrapped, texture))
+    plain, _ = timed("  (bake from vertices alone)", lambda: bake(unwrapped, (), TEXTURE_PX, colours))
+    return unwrapped, texture, plain, glb
 
 
 def describe(name: str, vertices: NDArray[np.floating], faces: NDArray[np.integer], truth: trimesh.Trimesh) -> None:
@@ -142,12 +147,15 @@ def colour_error(unwrapped: Unwrapped, texture: NDArray[np.uint8]) -> NDArray[np
 def main() -> None:
     dense = dense_mesh()
     print(f"dense: {len(dense.vertices)} vertices, {len(dense.faces)} faces")
-    unwrapped, texture, glb = timed("native export", lambda: export(dense))
+    gaussians = trained(gaussians_on(dense.whole, GAUSSIANS, colours_at), dense.whole, colours_at)
+    unwrapped, texture, plain, glb = timed("native export", lambda: export(dense, gaussians))
     repaired = timed("repair alone", lambda: repair(dense.vertices, dense.faces))
     describe("native export", unwrapped.vertices, unwrapped.faces, dense.whole)
     describe("repair alone", *repaired, dense.whole)
-    errors = colour_error(unwrapped, texture)
-    print(f"colours: median error {np.median(errors):.1f}, 99th percentile {np.percentile(errors, 99):.1f} of 255")
+    for source, image in (("vertices", plain), ("gaussians", texture)):
+        errors = colour_error(unwrapped, image)
+        told = f"median error {np.median(errors):.1f}, 99th percentile {np.percentile(errors, 99):.1f} of 255"
+        print(f"colours of {source}: {told}")
     for path in sys.argv[1:]:
         Path(path).write_bytes(glb)
 

@@ -56,7 +56,7 @@ def test_a_machine_with_a_gpu(gpu_machine: Path, tmp_path: Path) -> None:
     assert named["NVIDIA driver"].found == "580.1: Stand-in GPU 80 GiB"
     assert named["GPU"].found == "Stand-in GPU, 70.0 of 80.0 GiB free"
     assert named["CUDA"].found == "torch is built for CUDA 13.0"
-    assert named["trial on the GPU"].ok
+    assert named["trial inference"].ok
     assert named["nvdiffrast"].found == "nvdiffrast 1.2.3"
     assert named["weights"].found == "bundle 0123456789ab"
     assert not list((tmp_path / "store").glob("*"))  # the probe is gone

@@ -1,9 +1,10 @@
-"""The trellis engine and its process, with a stand-in for upstream: `tests/support/trellis_stand_in`."""
+"""The trellis engine and its process, with a stand-in for upstream: `tests/support/trellis_stand_in`.
+
+What does not depend on upstream's package is tested on the real networks, in `tests/trellis`.
+"""
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -22,13 +23,11 @@ from tasks.errors import (
     EmptyResult,
     EngineUnavailable,
     InferenceFailed,
-    InferenceTimeout,
     OutOfMemory,
     WeightsMissing,
 )
 from tasks.inference.trellis.model_process import Runtime
 from tasks.inference.trellis.trellis_engine import Trellis
-from tasks.inference.trellis.trellis_output import TrellisOutput
 from tests.support.gpu_machine import STAND_IN
 from tests.support.pictures import COLOUR, asked, silent, view, views
 from tests.support.running import ROOT
@@ -170,7 +169,6 @@ def test_a_view_without_foreground_is_named(engine: Engine) -> None:
         ({"EMPTY": "structure"}, "no voxel is occupied"),
         ({"EMPTY": "mesh"}, "0 vertices and 0 faces"),
         ({"EMPTY": "no mesh"}, "gave no mesh"),
-        ({"NAN": 1}, "vertices: 3 values are not finite"),
     ],
 )
 def test_an_unusable_result_is_told(faults: dict[str, object], message: str, engine: Engine) -> None:
@@ -213,29 +211,6 @@ def test_memory_for_fewer_views_is_used_for_fewer(engine: Engine) -> None:
     assert output.reduced and len(output.views) == 5
 
 
-def test_out_of_memory_is_tried_again_with_the_same_views(engine: Engine, log: Callable[[], list[str]]) -> None:
-    trellis = engine(OOM=1)
-    output = trellis.reconstruct(views(6), asked(), silent)
-    assert len(output.views) == 6 and not output.reduced
-    assert [line for line in log() if line.startswith("loaded")] == ["loaded some/weights on cuda"]
-    assert "empty_cache" in log()[: log().index("run 6 30 8.5 4.0")]
-
-
-def test_out_of_memory_again_is_tried_with_half_of_the_views(engine: Engine) -> None:
-    output = engine(OOM_ABOVE=3).reconstruct(views(6), asked(), silent)
-    assert output.views == ("view_000", "view_002", "view_004")
-    assert output.reduced
-    assert TrellisOutput.from_safetensors(output.to_safetensors()).reduced
-
-
-def test_out_of_memory_at_last_says_what_was_needed_and_free(engine: Engine) -> None:
-    trellis = engine(OOM_ABOVE=1)
-    with pytest.raises(OutOfMemory, match=r"Tried to allocate 2.50 GiB.*tried with 6, 6 and 3 views") as raised:
-        trellis.reconstruct(views(6), asked(), silent)
-    assert (raised.value.needed_gib, raised.value.free_gib) == (2.5, 70)
-    assert trellis.reconstruct(views(1), asked(), silent).views == ("view_000",)
-
-
 def test_out_of_memory_while_loading_is_not_told_as_a_missing_repository(engine: Engine) -> None:
     with pytest.raises(OutOfMemory, match=r"Tried to allocate 512.00 MiB"):
         engine(OOM_AT_LOAD=1).reconstruct(views(1), asked(), silent)
@@ -264,31 +239,6 @@ def test_the_last_words_are_of_the_last_call(engine: Engine) -> None:
         trellis.reconstruct(views(1, mask="none"), asked(), silent)
     with pytest.raises(DeviceLost, match=r"its last words: [^\0]*tripped over its own feet"):
         trellis.reconstruct(views(1), asked(), silent)
-
-
-def test_a_process_killed_between_two_captures_is_replaced(engine: Engine) -> None:
-    trellis = engine()
-    trellis.reconstruct(views(2), asked(), silent)
-    before = pid(trellis)
-    (model,) = trellis.models().models
-    assert model.process is not None
-    os.kill(before, signal.SIGKILL)
-    model.process._process.wait(END_SECONDS)  # all its threads, which a zombie may still have
-    assert trellis.reconstruct(views(2), asked(), silent).views
-    assert pid(trellis) != before
-
-
-def test_an_inference_over_its_limit_is_ended(engine: Engine, tmp_path: Path) -> None:
-    """The limit leaves time to load on a busy machine: it is for each request."""
-    limit = 10
-    trellis = engine(limit=limit, HANG=1, ONCE=tmp_path / "hung")
-    begun = time.monotonic()
-    with pytest.raises(InferenceTimeout, match=f"infer took longer than {limit} s"):
-        trellis.reconstruct(views(2), asked(), silent)
-    assert time.monotonic() - begun < 2 * limit + END_SECONDS
-    before = pid(trellis)
-    assert ended(before)
-    assert trellis.reconstruct(views(2), asked(), silent).views
 
 
 class CancelledInTheMiddle(BaseException):

@@ -13,33 +13,20 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
-from tasks.capture.views import View
-from tasks.inference.trellis.model_process import Runtime
 from tasks.inference.trellis.trellis_engine import Trellis
-from tasks.settings import InferParameters
 from tests.benchmarks.random_weights import TINY, TINY_CHANNELS, as_bundle, make
+from tests.support.tiny_trellis import PARAMETERS, picture, tiny_runtime
 from tests.synthetic import make_capture
 
 pytestmark = pytest.mark.trellis
 
-PARAMETERS = InferParameters.model_validate({"seed": 3, "trellis": {"ss_steps": 3, "slat_steps": 2}})
-
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trellis]:
-    folder = tmp_path_factory.mktemp("trellis")
-    environment = make(folder / "weights", TINY, TINY_CHANNELS, "cpu")
-    runtime = Runtime("", folder / "scratch", environment, device="cpu", time_limit_s=600)
+    runtime = tiny_runtime(tmp_path_factory.mktemp("trellis"))
     made = Trellis(lambda: runtime)
     yield made
     made.close()
-
-
-def picture() -> View:
-    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    mask = np.zeros((64, 64), np.bool_)
-    mask[16:48, 20:44] = True
-    return View(name="front", image=image, mask=mask, depth=None, camera=None)
 
 
 def test_views_become_gaussians_and_a_mesh_twice_the_same(engine: Trellis) -> None:

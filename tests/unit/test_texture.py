@@ -17,6 +17,7 @@ from tasks.geometry.render import Hits, RayScene, render, sample_texture
 from tasks.geometry.simplification import simplify
 from tasks.geometry.solids import repair
 from tasks.geometry.texture import Unwrapped, VertexColours, bake, unwrap, vertex_normals
+from tests.support.surface_gaussians import gaussians_on
 from tests.synthetic import fibonacci_sphere, look_at
 
 SIZE = 96
@@ -202,8 +203,21 @@ def test_bake_from_vertex_colours_is_reproducible() -> None:
     assert first.tobytes() == second.tobytes()
 
 
+def test_gaussians_fill_what_no_view_saw_and_vertex_colours_where_no_gaussian_is() -> None:
+    above = [view for view in photographed(ball()) if view.camera is not None and view.camera.centre[2] > 0.3]
+    plain, _ = bake(unwrapped_ball(), above, TEXTURE_PX)
+    red = gaussians_on(ball(), 4000, lambda points: np.tile([1.0, 0.0, 0.0], (len(points), 1)))
+    half = replace(red, opacities=np.where(red.centres[:, 0] > 0, red.opacities, 0).astype(np.float32))
+    texture, _ = bake(unwrapped_ball(), above, TEXTURE_PX, dense_colours(), half)
+    points, colours = texel_colours(unwrapped_ball(), texture)
+    below, top, right, left = points[:, 2] < -0.12, points[:, 2] > 0.05, points[:, 0] > 0.02, points[:, 0] < -0.02
+    assert np.abs(colours[top] - texel_colours(unwrapped_ball(), plain)[1][top]).max() == 0
+    assert np.median(np.abs(colours[below & right] - [255, 0, 0])) < 1
+    assert np.abs(colours[below & left] - smooth_colours(points[below & left])[:, [1, 0, 2]]).max() < 3
+
+
 def test_bake_needs_something_to_paint_from() -> None:
-    with pytest.raises(ValueError, match="views or vertex colours"):
+    with pytest.raises(ValueError, match="views, gaussians or vertex colours"):
         bake(unwrapped_ball(), (), TEXTURE_PX)
 
 

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from tasks.errors import InferenceFailed, InferenceTimeout, OutOfMemory
+from tasks.inference.registry import resolve_engine
 from tasks.inference.trellis.model_process import Runtime
 from tasks.inference.trellis.process.channel import Channel, Message
 from tasks.inference.trellis.process.faults import fault_of
-from tasks.inference.trellis.splats import splat_ply
+from tasks.inference.trellis.splats import gaussians_of, splat_ply
 from tasks.inference.trellis.trellis_output import TrellisOutput
+from tests.support.own_settings import forget
 
 COUNT = 50
 INRIA = "x y z nx ny nz f_dc_0 f_dc_1 f_dc_2 opacity scale_0 scale_1 scale_2 rot_0 rot_1 rot_2 rot_3"
@@ -93,6 +95,9 @@ def test_splats_hold_what_upstreams_gaussian_would_render(activation: str) -> No
     np.testing.assert_allclose(rotation, quaternion / np.linalg.norm(quaternion, axis=1, keepdims=True), atol=1e-6)
     colour = np.stack([found[f"f_dc_{index}"] for index in range(3)], axis=1)
     np.testing.assert_array_equal(colour, raw["features_dc"][:, 0])
+    shown = gaussians_of(made)
+    np.testing.assert_allclose(shown.colours, (raw["features_dc"][:, 0] * 0.2820948 + 0.5).clip(0, 1), atol=1e-6)
+    np.testing.assert_allclose(shown.opacities, 1 / (1 + np.exp(-logit)), rtol=1e-5)
     assert not any(found[name].any() for name in ("nx", "ny", "nz"))
 
 
@@ -322,3 +327,13 @@ def test_bytecode_is_kept_on_the_scratch_volume_where_the_image_forbids_it(
 def test_memory_needed_goes_by_the_number_of_views(tmp_path: Path) -> None:
     runtime = Runtime("w", tmp_path, min_free_vram_gib=18, min_free_vram_gib_many_views=20)
     assert [runtime.min_free_gib(views) for views in (1, 8, 9, 16)] == [18, 18, 20, 20]
+
+
+def test_the_version_tells_our_networks_from_upstreams_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is part of the key of an inference: neither takes the other's results for its own."""
+    monkeypatch.delenv("CAPTURE2MESH_TRELLIS_ROOT", raising=False)
+    forget()
+    ours = resolve_engine("trellis").version
+    monkeypatch.setenv("CAPTURE2MESH_TRELLIS_ROOT", str(tmp_path))
+    forget()
+    assert resolve_engine("trellis").version != ours

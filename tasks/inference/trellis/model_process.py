@@ -31,6 +31,7 @@ from tasks.errors import (
     InferenceFailed,
     InferenceTimeout,
     OutOfMemory,
+    WeightsCorrupt,
     WeightsMissing,
 )
 from tasks.inference.trellis.process.channel import Channel, Message
@@ -81,8 +82,8 @@ class Runtime:
 
     @property
     def model(self) -> str:
-        """The model that the child runs: `network` or `upstream`."""
-        return "network" if self.root is None else "upstream"
+        """The model that the child runs."""
+        return model_of(self.root)
 
     def min_free_gib(self, views: int) -> float:
         """Free GPU memory in GiB that an inference of so many views needs."""
@@ -112,6 +113,11 @@ class Runtime:
         if self.gpu:
             forced["CUDA_VISIBLE_DEVICES"] = self.gpu
         return places | inherited | dict(self.environment) | forced
+
+
+def model_of(root: Path | None) -> str:
+    """The model of a process: `upstream` with the folder of upstream's checkout, `network` without one."""
+    return "network" if root is None else "upstream"
 
 
 def runtime_here() -> Runtime:
@@ -259,6 +265,8 @@ class TrellisProcess:
                 )
             case "WeightsMissing":
                 raise WeightsMissing(f"{message}; run `capture2mesh weights fetch`")
+            case "WeightsCorrupt":
+                raise WeightsCorrupt(f"{message}; run `capture2mesh weights fetch --repair`")
             case "NoCuda" | "Unsupported":
                 raise EngineUnavailable(f"{message}; run `capture2mesh doctor`")
             case _:

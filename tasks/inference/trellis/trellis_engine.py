@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from tasks.capture.capture_checks import Needs
 from tasks.capture.views import View
 from tasks.errors import OutOfMemory
+from tasks.geometry.gaussians import Gaussians
 from tasks.inference.engine import Engine, Textured
 from tasks.inference.gpus import visible_gpus
 from tasks.inference.trellis.gpu_models import GpuModels
-from tasks.inference.trellis.model_process import Runtime, runtime_here
+from tasks.inference.trellis.model_process import Runtime, model_of, runtime_here
 from tasks.inference.trellis.process.channel import Message
-from tasks.inference.trellis.splats import splat_ply
+from tasks.inference.trellis.splats import gaussians_of, splat_ply
 from tasks.inference.trellis.trellis_output import TrellisOutput, vertex_colours
 from tasks.progress import Progress
 from tasks.settings import ExporterName, InferParameters, settings
@@ -39,7 +40,6 @@ class Trellis(Engine):
     request: if it gives another runtime than before, a new process is started.
     """
 
-    version = TRELLIS_VERSION
     needs = Needs(cameras=False, metric_depth=False, min_views=1, masks=True)
     has_weights = True
     closed = False
@@ -51,6 +51,10 @@ class Trellis(Engine):
         self._models: GpuModels | None = None
         self._ask_elsewhere: Callable[[Message], Message] | None = None
         self._lock = threading.Lock()
+
+    @property
+    def version(self) -> str:  # type: ignore[override]  # upstream's package gives other results
+        return f"{TRELLIS_VERSION}-{model_of(settings().trellis_root)}"
 
     @property
     def exports_in_process(self) -> bool:  # type: ignore[override]  # upstream's exporter comes with its checkout
@@ -98,6 +102,9 @@ class Trellis(Engine):
 
     def colours(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32] | None:
         return vertex_colours(tensors)
+
+    def gaussians(self, stored: bytes) -> Gaussians | None:
+        return gaussians_of(TrellisOutput.from_safetensors(stored))
 
     def splat_ply(self, stored: bytes, transform: NDArray[np.float64]) -> bytes:
         return splat_ply(TrellisOutput.from_safetensors(stored), transform)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_left: dict[str, int] = {}
-
 
 def asked(name: str) -> str:
     """Return a fault's value; empty: not asked for. With ONCE=FILE only the first fault happens: it makes the file."""
@@ -18,13 +16,6 @@ def asked(name: str) -> str:
         except FileExistsError:
             return ""
     return value
-
-
-def times(name: str) -> bool:
-    """Return whether a fault happens now; its variable says how many times it does."""
-    left = _left.setdefault(name, int(os.environ.get(f"STAND_IN_{name}") or 0))
-    _left[name] = left - 1
-    return left > 0
 
 
 def setting(name: str, default: str) -> str:

@@ -8,10 +8,14 @@ from typing import Any
 
 GIB = 2**30
 
-OUT_OF_MEMORY = re.compile(r"out of memory|cudaErrorMemoryAllocation|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|cudaErrorMemoryAllocation|CUBLAS_STATUS_ALLOC_FAILED",
+    re.IGNORECASE,
+)
 DEVICE_LOST = re.compile(r"CUDA error|Cuda error|CUDA driver error|STATUS_EXECUTION_FAILED|STATUS_INTERNAL_ERROR")
 NOT_BUILT_FOR_DEVICE = re.compile(r"no kernel image", re.IGNORECASE)
-ALLOCATION = re.compile(r"Tried to allocate ([\d.]+) ([KMG])iB")
+# On the CPU the size is in bytes
+ALLOCATION = re.compile(r"tried to allocate ([\d.]+) (?:([KMG])iB|bytes)", re.IGNORECASE)
 # PyTorch's message goes on with the size of its cache and with settings to try
 ADVICE = " Of the allocated memory"
 # Errors of urllib, huggingface_hub and safetensors, by name; other libraries' errors are found by their base class
@@ -21,8 +25,8 @@ WEIGHTS_ERRORS = {"URLError", "HTTPError", "RepositoryNotFoundError", "EntryNotF
 class Fault(Exception):
     """An error that the parent has a class for.
 
-    kind: OutOfMemory, MissingImport, NoCuda, Unsupported or EmptyResult. facts: values beside the message, for example
-    `needed_gib`.
+    kind: OutOfMemory, MissingImport, NoCuda, Unsupported, WeightsCorrupt or EmptyResult. facts: values beside the
+    message, for example `needed_gib`.
     """
 
     def __init__(self, kind: str, message: str, **facts: Any) -> None:
@@ -47,7 +51,8 @@ def fault_of(error: BaseException, loading: bool = False) -> dict[str, Any]:
         if isinstance(cause, Fault):
             return {"fault": cause.kind, "message": str(cause), **cause.facts}
     for cause in chain:
-        if type(cause).__name__ == "OutOfMemoryError" or OUT_OF_MEMORY.search(str(cause)):
+        exhausted = isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError"
+        if exhausted or OUT_OF_MEMORY.search(str(cause)):
             return {"fault": "OutOfMemory", "message": message, **_memory(str(cause))}
     for cause in chain:
         if DEVICE_LOST.search(str(cause)) and not NOT_BUILT_FOR_DEVICE.search(str(cause)):
@@ -67,9 +72,10 @@ def _line(error: BaseException) -> str:
 
 
 def _memory(message: str) -> dict[str, float | None]:
-    """Return the GiB that were asked for, if the message names them, and the GiB that were free."""
+    """Return the GiB that were asked for, if the message names them, and the GiB of GPU memory that were free."""
     allocation = ALLOCATION.search(message)
-    size = {"K": 2**10, "M": 2**20, "G": 2**30}
+    size = {None: 1, "K": 2**10, "M": 2**20, "G": 2**30}
     needed = float(allocation[1]) * size[allocation[2]] / GIB if allocation else None
-    free = sys.modules["torch"].cuda.mem_get_info()[0] / GIB if "torch" in sys.modules else None
+    torch = sys.modules.get("torch")
+    free = torch.cuda.mem_get_info()[0] / GIB if torch is not None and torch.cuda.is_available() else None
     return {"needed_gib": needed, "free_gib": free}

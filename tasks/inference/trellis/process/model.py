@@ -56,8 +56,13 @@ class Model(ABC):
         if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
             sys.modules["torch"].cuda.empty_cache()
 
-    def _probe(self, _: Message) -> Message:
-        return Message({"kind": "result", **probe()})
+    def _probe(self, request: Message) -> Message:
+        device = request.header["device"]
+        return Message({"kind": "result", **probe(device, lambda: self._trial(device))})
+
+    @abstractmethod
+    def _trial(self, device: str) -> float:
+        """Seconds of the smallest inference on `cuda` or `cpu`; it needs no weights."""
 
     @abstractmethod
     def _load(self, request: Message) -> Message: ...
@@ -83,6 +88,11 @@ class NetworkModel(Model):
         super().__init__(progressed)
         self._pipeline: Any = None
         self._gaussian_init: dict[str, Any] = {}
+
+    def _trial(self, device: str) -> float:
+        torch, trial = importlib.import_module("torch"), importlib.import_module(".network.trial", __package__)
+        seconds: float = trial.seconds_of_inference(torch.device(device))
+        return seconds
 
     def _load(self, request: Message) -> Message:
         begun = time.perf_counter()
@@ -149,10 +159,12 @@ class NetworkModel(Model):
 
 
 def cuda() -> Any:
-    """Import torch; raise Fault if it sees no CUDA device."""
+    """Import torch; raise Fault if it sees no CUDA device, with the reason: none is there, or the driver is too old."""
     torch = importlib.import_module("torch")
-    if not torch.cuda.is_available():
-        raise Fault("NoCuda", f"torch {torch.__version__} sees no CUDA device")
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        raise Fault("NoCuda", f"torch {torch.__version__} sees no CUDA device: {fault_of(error)['message']}") from error
     return torch
 
 

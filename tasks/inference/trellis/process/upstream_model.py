@@ -43,6 +43,13 @@ class UpstreamModel(Model):
         self._strength_offset = 0
         self._steps_done = self._steps_total = 0
 
+    def _trial(self, device: str) -> float:
+        """Upstream's networks are not known without weights: attention in half precision stands for them."""
+        begun, torch = time.perf_counter(), importlib.import_module("torch")
+        tokens = torch.ones(1, 1, 16, 64, dtype=torch.float16, device=device)
+        torch.nn.functional.scaled_dot_product_attention(tokens, tokens, tokens).cpu()
+        return time.perf_counter() - begun
+
     def _load(self, request: Message) -> Message:
         begun = time.perf_counter()
         torch = cuda()

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..faults import Fault
@@ -45,6 +46,8 @@ UNUSED = ("fuse_blocks.",)
 LORA = ("lora_", "base_model.")
 AGGREGATOR_KEYS = "aggregator."
 SHOWN = 2
+# Errors of a truncated or overwritten file; the second is in torch's message, a plain RuntimeError
+DAMAGED, DAMAGED_ARCHIVE = (SafetensorError, pickle.UnpicklingError, EOFError), "PytorchStreamReader"
 VISION_CHANNELS, HEAD_CHANNELS = 1024, 64
 
 PIPELINE = "Stable-X/trellis-vggt-v0-2"
@@ -173,12 +176,20 @@ def _vision(made: Any, file: Path, device: torch.device, dtype: torch.dtype, pre
 
 
 def _tensors(file: Path, device: torch.device, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a file whose keys begin with `prefix`, which is taken off. Others are not read."""
-    if file.suffix == ".pth":
-        stored = torch.load(file, map_location=device, weights_only=True)
-        return {key.removeprefix(prefix): tensor for key, tensor in stored.items() if key.startswith(prefix)}
-    with safe_open(file, "pt", device=str(device)) as stored:
-        return {key.removeprefix(prefix): stored.get_tensor(key) for key in stored.keys() if key.startswith(prefix)}  # noqa: SIM118
+    """The tensors of a file whose keys begin with `prefix`, which is taken off. Others are not read.
+
+    Raises Fault if the file is damaged; FileNotFoundError passes.
+    """
+    try:
+        if file.suffix == ".pth":
+            stored = torch.load(file, map_location=device, weights_only=True)
+            return {key.removeprefix(prefix): tensor for key, tensor in stored.items() if key.startswith(prefix)}
+        with safe_open(file, "pt", device=str(device)) as stored:
+            return {key.removeprefix(prefix): stored.get_tensor(key) for key in stored.keys() if key.startswith(prefix)}  # noqa: SIM118
+    except Exception as error:
+        if not isinstance(error, DAMAGED) and DAMAGED_ARCHIVE not in str(error):
+            raise
+        raise Fault("WeightsCorrupt", f"{file.name} is damaged ({type(error).__name__}: {error})") from error
 
 
 def filled(module: nn.Module, tensors: dict[str, Tensor], name: str) -> nn.Module:

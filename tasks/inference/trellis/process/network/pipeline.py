@@ -87,6 +87,7 @@ class ViewsToMesh:
         chosen = _as_asked(networks.structure_sampling, asked.structure_steps, asked.structure_strength)
         latents = sample(velocity, noise, chosen, lambda: done.by(STRUCTURE_STEP_COST))
         timer.mark("structure")
+        _require_finite("latents of the structure", latents)
         coords = self.occupied(latents)
         if not len(coords):
             raise Fault("EmptyResult", "the model found nothing in the views: no voxel is occupied")
@@ -98,6 +99,7 @@ class ViewsToMesh:
         noise = functional.pad(noise, (0, 0, 0, rows - len(coords)))
         latents = sample(velocity, noise, chosen, lambda: done.by(LATENT_STEP_COST))[: len(coords)]
         timer.mark("latents")
+        _require_finite("structured latents", latents)
         latents = latents * networks.std + networks.mean
         voxels = Voxels(coords)
         gaussians = networks.gaussian_decoder(latents, voxels)
@@ -127,6 +129,12 @@ class ViewsToMesh:
 
 def _as_asked(published: Sampling, steps: int, strength: float) -> Sampling:
     return replace(published, steps=steps, strength=strength)
+
+
+def _require_finite(what: str, latents: Tensor) -> None:
+    """Raise Fault if numbers have overflowed: what is not a number counts as unoccupied, so it would look empty."""
+    if not latents.isfinite().all():
+        raise Fault("EmptyResult", f"the model's {what} are not finite: its numbers overflowed on these views")
 
 
 class _Progress:
