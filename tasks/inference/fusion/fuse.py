@@ -43,6 +43,7 @@ CHUNK_POINTS = 25_600
 TRUNCATION_VOXELS = 3.0
 TRUNCATION_SIGMAS = 3.0  # of what the views contradict each other by
 THIN_SPREADS = 2.0  # solid parts of half this thickness lie between readings that contradict each other
+NOISY_VOXELS = 0.01  # contradictions of less than this are not worth smoothing
 OPEN_SHARE = 0.5  # of a closed surface that would be invented: then it stays open
 ZERO_GAP = 1e-3  # distances (voxels) are kept this far from 0: marching cubes then makes no degenerate triangles
 
@@ -127,7 +128,8 @@ def fuse(views: Sequence[View], parameters: FusionParameters, progress: Callable
         vertices, faces = without_crumbs(vertices, faces, parameters.crumb_fraction, subject.kind == "object")
     except ValueError as error:
         raise InferenceFailed("fusion: the views leave no solid; check that depth, masks and cameras agree") from error
-    vertices = without_noise(vertices, faces, spread)
+    if spread > NOISY_VOXELS * grid.voxel:
+        vertices = without_noise(vertices, faces, spread)
     progress(1.0)
     vertices = (vertices + centre).astype(np.float32)
     return FusedSurface(vertices, faces, subject, sensor, spread, grid.voxel, _distance(maps), names, invented)
