@@ -32,8 +32,10 @@ PLANE_ERROR_FOOTPRINTS = 0.4
 MIN_SUPPORT = 0.3
 # Surfaces seen at a flatter angle than this (cosine) are not measured
 MIN_COSINE = 0.15
-# Weight of a measurement: the cosine of its viewing angle to this power
-ANGLE_POWER = 2
+# Readings are worse near depth edges: sensors widen, blur and shift those. A window that reaches so far (pixels) is
+# half full at a straight edge
+EDGE_REACH = 4
+LEAST_INNER = 0.2  # what only such readings show is kept
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Planes:
     plane: NDArray[np.float32]
     """(h * w, 4), unit normal n towards the camera and offset o, metres: x lies n . x + o in front of the surface"""
     weight: NDArray[np.float32]
-    """(h * w,), trust in the plane, 0 = there is none"""
+    """(h * w,), trust in the readings behind the plane, at most 1, 0 = there is none; says nothing of the angle"""
     depth: NDArray[np.float32]
     """(h * w,) metres along the camera's axis, 0 = none"""
     cosine: NDArray[np.float32]
@@ -147,7 +149,9 @@ def tangent_planes(depth_map: DepthMap, sensor: DepthNoise) -> Planes:
     def kept(values: NDArray[np.float64]) -> NDArray[np.float32]:
         return np.where(good, values, 0).astype(np.float32).reshape(-1)
 
-    weight = kept(cosine**ANGLE_POWER * np.minimum(support, 1) * trust)
+    around = ndimage.uniform_filter(good.astype(np.float32), 2 * EDGE_REACH + 1, mode="constant")
+    inner = np.clip(2 * around - 1, LEAST_INNER, 1) ** 2
+    weight = kept(inner * np.minimum(support, 1) * trust)
     return Planes(plane.reshape(-1, 4), weight, kept(fitted), kept(cosine), points.astype(np.float32))
 
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.sparse import coo_array, csr_array, diags_array
+from scipy.sparse import csr_array, diags_array
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import cg, splu
+
+from tasks.geometry.mesh_repair import vertex_links
 
 # From voxel to voxel, distances to measured surfaces and to silhouettes change by about one voxel. From space that a
 # view sees as free into its shadow they jump by the truncation
@@ -44,7 +46,7 @@ def continued(
     shadow = on_jumps(vertices, volume, voxel)
     if not shadow.any():
         return vertices
-    links = _links(faces, len(vertices))
+    links = vertex_links(faces, len(vertices))
     wide = ~_grown(~shadow, links, RIM_RINGS)
     patch = _anchored(_grown(wide, links, 2 * RIM_RINGS), links)
     if not patch.any():
@@ -69,7 +71,7 @@ def rested(
     it is flat and stays. An underside that ends above the plane is loaded until it rests on it.
     volume: as in `continued`. plane: (4,), unit normal upwards and offset, in voxels.
     """
-    links = _links(faces, len(vertices))
+    links = vertex_links(faces, len(vertices))
     foot = vertices @ plane[:3] + plane[3] < contact
     foot = _below_unseen(foot, unseen, links)
     share = (unseen | foot).astype(np.float64)
@@ -99,15 +101,6 @@ def on_jumps(vertices: NDArray[np.floating], volume: NDArray[np.float32], voxel:
     ends = [np.clip(end(vertices), 0, np.array(volume.shape) - 1).astype(np.intp) for end in (np.floor, np.ceil)]
     lower, upper = (volume[tuple(end.T)] for end in ends)
     return np.asarray(np.abs(upper - lower) > JUMP_VOXELS * voxel)
-
-
-def _links(faces: NDArray[np.integer], count: int) -> csr_array:
-    """Matrix (count, count) with 1 for vertices that share an edge, else 0."""
-    start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
-    both = (np.concatenate([start, end]), np.concatenate([end, start]))
-    links = csr_array(coo_array((np.ones(2 * faces.size), both), shape=(count, count)))
-    links.data[:] = 1
-    return links
 
 
 def _grown(selected: NDArray[np.bool_], links: csr_array, rings: int) -> NDArray[np.bool_]:

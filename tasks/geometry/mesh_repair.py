@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
+from scipy.sparse import coo_array, coo_matrix, csr_array
 from scipy.sparse.csgraph import connected_components
 
 Vertices = NDArray[np.float32]
@@ -58,6 +58,15 @@ def connected_pieces(faces: NDArray[np.integer], vertex_count: int) -> NDArray[n
     links = coo_matrix((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), shape=(vertex_count, vertex_count))
     _, labels = connected_components(links, directed=False)
     return np.asarray(labels[faces[:, 0]], np.int32)
+
+
+def vertex_links(faces: NDArray[np.integer], count: int) -> csr_array:
+    """Matrix (count, count) with 1 for vertices that share an edge, else 0."""
+    start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
+    both = (np.concatenate([start, end]), np.concatenate([end, start]))
+    links = csr_array(coo_array((np.ones(2 * faces.size), both), shape=(count, count)))
+    links.data[:] = 1
+    return links
 
 
 def sheets(faces: NDArray[np.integer]) -> NDArray[np.int32]:

@@ -74,11 +74,12 @@ def hidden_from(exact: Seen, baseline: float, *, in_view: bool = False) -> NDArr
     return result
 
 
-def multipath(exact: Seen, bounces: int, rng: np.random.Generator, coarse: int = 8) -> Map:
+def multipath(exact: Seen, period: float, bounces: int, rng: np.random.Generator, coarse: int = 8) -> Map:
     """How much further away surfaces seem for light that came by way of another one, metres along the ray, (h, w).
 
-    One bounce, gathered by cosine-weighted rays at every `coarse`-th pixel: the paths' extra lengths, weighted by
-    their light relative to the direct light (the first-order mix of a phasor whose wavelength is long).
+    One bounce, gathered by cosine-weighted rays at every `coarse`-th pixel. Each path is a phasor, as long as its light
+    and turned once for every `period` (metres) by which it is longer there and back, halved; the sensor reads the angle
+    of their sum.
     """
     camera, scene = exact.camera, exact.scene
     rows, columns = (np.arange(coarse // 2, size, coarse) for size in exact.depth.shape)
@@ -96,7 +97,9 @@ def multipath(exact: Seen, bounces: int, rng: np.random.Generator, coarse: int =
     ratio = reached * _albedo(scene.colours(others)) * light / bounces / np.maximum(direct[place], 1e-2)
     extra = np.maximum(far + others.distance - near[place], 0) / 2
     count = len(places.ray)
-    further = np.bincount(place, ratio * extra, count) / (1 + np.bincount(place, ratio, count))
+    turned = 2 * np.pi * extra / period
+    along, across = (np.bincount(place, ratio * part(turned), count) for part in (np.cos, np.sin))
+    further = np.arctan2(across, 1 + along) * period / (2 * np.pi)
     values, weights = np.zeros((2, len(rays)), np.float32)
     values[places.ray], weights[places.ray] = further, 1
     shape = (len(rows), len(columns))

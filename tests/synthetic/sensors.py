@@ -243,8 +243,9 @@ class TimeOfFlight(Sensor):
     """Sigma of the light that a pixel takes from its neighbours, pixels."""
     cyclic: float = 0.001
     """Amplitude of the cyclic error, metres."""
-    wavelength: float = 0.1875
-    """Of the cyclic error, metres: a quarter of the 0.75 m that light modulated with 200 MHz tells apart."""
+    period: float = 0.75
+    """Metres of distance after which the phase repeats: 200 MHz, the mean modulation that Bamji et al. state for this
+    sensor (IMpixel 65nm BSI 320MHz demodulated TOF image sensor, ISSCC 2018). The cyclic error has a quarter of it."""
     bounces: int = 24
     """Rays per place that gather light from other surfaces."""
     uncorrected: float = 1.0
@@ -269,8 +270,8 @@ class TimeOfFlight(Sensor):
         mixed = ndimage.gaussian_filter(amplitude * exact.depth, self.spread) / np.maximum(weight, 1e-9)
         flying = np.abs(mixed - exact.depth) > EDGE_JUMP / 3 * exact.depth
         depth = np.where(hit, mixed, 0)
-        error = self.uncorrected * multipath(exact, self.bounces, rng)
-        error += self.cyclic * np.sin(2 * np.pi * depth * stretch / self.wavelength)
+        error = self.uncorrected * multipath(exact, self.period, self.bounces, rng)
+        error += self.cyclic * np.sin(8 * np.pi * depth * stretch / self.period)
         error += self.sigma(depth, exact.albedo, exact.cosine) * rng.standard_normal(hit.shape, np.float32)
         lost = _fails(weight, self.too_weak, rng) | (flying & (rng.random(hit.shape) < self.rejected))
         return _added(depth, error / stretch) * ~lost

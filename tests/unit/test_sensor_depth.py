@@ -15,6 +15,7 @@ from tasks.capture.subject import Box, Subject
 from tasks.capture.views import View
 from tasks.geometry import hole_filling
 from tasks.geometry.depth import cut_out
+from tasks.geometry.mesh_repair import vertex_links
 from tasks.inference.fusion.fuse import _contact, _cut_out
 from tasks.inference.fusion.solid_morphology import without_pockets
 
@@ -84,7 +85,7 @@ def test_the_table_around_a_foot_shows_free_space() -> None:
 def test_a_large_patch_is_bent_in_steps_to_nearly_the_same_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = np.stack(np.meshgrid(*[np.arange(40)] * 3, indexing="ij"), axis=-1)
     vertices, faces, _, _ = marching_cubes(np.linalg.norm(grid - 19.5, axis=-1) - 15, 0.0)
-    links = hole_filling._links(faces, len(vertices))
+    links = vertex_links(faces, len(vertices))
     patch = vertices[:, 2] > 30
     dented = vertices.astype(np.float64)
     dented[patch, 2] = 30.0

@@ -15,7 +15,7 @@ from tasks.geometry.render import RayScene
 from tests.synthetic import SHAPES
 from tests.synthetic.colour_camera import ColourCamera, linear
 from tests.synthetic.rooms import make_room_capture
-from tests.synthetic.seen import Seen, seen
+from tests.synthetic.seen import Seen, multipath, seen
 from tests.synthetic.sensors import SENSORS, KinectV1, PhoneLidar, RealSenseD435, Sensor, TimeOfFlight
 from tests.synthetic.tabletop import OBJECTS, TABLE_RADIUS, make_sensor_capture
 
@@ -154,6 +154,8 @@ def test_multipath_pushes_a_concave_corner_away() -> None:
     assert exact.depth[48, 48] > exact.depth[48, 20] > 0.3  # the corner is the furthest
     near_corner = error[30:66, 36:60]
     assert 0.003 < np.median(near_corner) < 0.15
+    longer = multipath(exact, 100.0, sensor.bounces, np.random.default_rng(0))  # fast modulation hears long ways less
+    assert np.median(near_corner) < 0.9 * np.median(longer[30:66, 36:60])
     lone = facing(sensor, (1.0, 10.0), level=240)
     assert np.abs(sensor.measure(lone, np.random.default_rng(0)) - lone.depth).max() < 1e-3
 

@@ -23,6 +23,7 @@ from tasks.capture.views import View
 from tasks.errors import InferenceFailed
 from tasks.geometry.depth import DepthMap, cut_out, tangent_planes, window_for
 from tasks.geometry.depth_noise import DepthNoise, measured_noise
+from tasks.geometry.fairing import without_noise
 from tasks.geometry.hole_filling import continued, on_jumps, rested
 from tasks.geometry.mesh_repair import compact, connected_pieces, face_normals, without_crumbs
 from tasks.geometry.subject_search import find_subject
@@ -32,7 +33,7 @@ from tasks.inference.fusion.seen_space import SeenSpace, signed_distance
 from tasks.inference.fusion.solid_morphology import without_pockets, without_thin_parts
 from tasks.settings import FusionParameters
 
-FUSION_VERSION = "5"
+FUSION_VERSION = "6"
 MIN_VIEWS = 3  # with fewer, most of the object would be a guess
 MOST_VIEWS = 100  # a view costs some 20 MB at 640 x 480; more of them would add little
 
@@ -42,6 +43,7 @@ CHUNK_POINTS = 25_600
 TRUNCATION_VOXELS = 3.0
 TRUNCATION_SIGMAS = 3.0  # of what the views contradict each other by
 THIN_SPREADS = 2.0  # solid parts of half this thickness lie between readings that contradict each other
+NOISY_VOXELS = 0.01  # contradictions of less than this are not worth smoothing
 OPEN_SHARE = 0.5  # of a closed surface that would be invented: then it stays open
 ZERO_GAP = 1e-3  # distances (voxels) are kept this far from 0: marching cubes then makes no degenerate triangles
 
@@ -109,7 +111,7 @@ def fuse(views: Sequence[View], parameters: FusionParameters, progress: Callable
         spread = spread_between(maps, planes)
         grid = grid_around(maps, planes, parameters, spread, floor, contact)
         truncation = _truncation(grid.voxel, sensor, spread, maps)
-        seen = [SeenSpace.of(*pair, grid.cell_radius, truncation) for pair in zip(maps, planes, strict=True)]
+        seen = [SeenSpace.of(*pair, grid.cell_radius, truncation, spread) for pair in zip(maps, planes, strict=True)]
         progress(0.4)
         volume, measured = _volume(seen, grid, truncation, floor, contact + grid.voxel, pool)
     progress(0.8)
@@ -126,6 +128,8 @@ def fuse(views: Sequence[View], parameters: FusionParameters, progress: Callable
         vertices, faces = without_crumbs(vertices, faces, parameters.crumb_fraction, subject.kind == "object")
     except ValueError as error:
         raise InferenceFailed("fusion: the views leave no solid; check that depth, masks and cameras agree") from error
+    if spread > NOISY_VOXELS * grid.voxel:
+        vertices = without_noise(vertices, faces, spread)
     progress(1.0)
     vertices = (vertices + centre).astype(np.float32)
     return FusedSurface(vertices, faces, subject, sensor, spread, grid.voxel, _distance(maps), names, invented)
@@ -208,13 +212,15 @@ def _volume(
     above it the object has the cross-section that it has there: what is unseen around its foot is not part of it.
     """
 
+    fade = TRUNCATION_VOXELS * grid.voxel
+
     def distances(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         if floor is None:
-            return signed_distance(points, grid.cell_radius, seen, truncation)
+            return signed_distance(points, grid.cell_radius, seen, truncation, fade)
         up = floor[:3].astype(np.float32)
         below = -(points @ up + np.float32(floor[3]))
         lifted = points + np.maximum(below + np.float32(contact), 0)[..., None] * up
-        distance, measured = signed_distance(lifted, grid.cell_radius, seen, truncation)
+        distance, measured = signed_distance(lifted, grid.cell_radius, seen, truncation, fade)
         return np.maximum(distance, np.minimum(below, np.float32(truncation))), measured | (np.abs(below) < grid.voxel)
 
     coarse = np.concatenate([found for found, _ in pool.map(distances, _chunks(grid.cell_centres(), CHUNK_POINTS))])

@@ -11,6 +11,8 @@ from scipy import ndimage
 
 from tasks.geometry.depth import DepthMap, Planes
 
+ACROSS_FOOTPRINTS = 0.05  # error of a plane across its ray: it counts the more, the flatter the surface is seen
+
 
 @dataclass(frozen=True)
 class SeenSpace:
@@ -20,23 +22,30 @@ class SeenSpace:
     """The object's part of the view's depth map"""
     planes: Planes
     """The tangent planes of its readings"""
+    weight: NDArray[np.float32]
+    """(h * w,) of the planes: trust in their readings by the variance of their distances, 1 / metres^2"""
     hidden_from: NDArray[np.float32]
     """(h * w,) metres: a cell is hidden if its centre lies in the pixel, and all of the cell beyond this depth"""
 
     @staticmethod
-    def of(depth_map: DepthMap, planes: Planes, cell_radius: float, truncation: float) -> SeenSpace:
-        """The space that a view sees, for cells of a radius (metres) and distances up to `truncation` (metres)."""
-        return SeenSpace(depth_map, planes, _hidden_from(depth_map, planes, cell_radius, truncation))
+    def of(depth_map: DepthMap, planes: Planes, cell_radius: float, truncation: float, spread: float) -> SeenSpace:
+        """The space that a view sees, for cells of a radius (metres) and distances up to `truncation` (metres).
+
+        spread: standard deviation of its planes along their normals, metres.
+        """
+        hidden = _hidden_from(depth_map, planes, cell_radius, truncation)
+        return SeenSpace(depth_map, planes, _weight(planes, spread, depth_map.footprint), hidden)
 
 
 def signed_distance(
-    points: NDArray[np.float32], radius: float, seen: Sequence[SeenSpace], truncation: float
+    points: NDArray[np.float32], radius: float, seen: Sequence[SeenSpace], truncation: float, fade: float
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Distance to the surface of cells of points (k, m, 3), each of `radius`: (k, m) metres within +-truncation.
 
     Positive outside. The weighted mean over the views that see a point or the surface close before it, in the order of
-    the views; points that no view sees are inside. Also gives, (k, m), the points whose distance has been measured: not
-    those that only a silhouette puts outside.
+    the views; points that no view sees are inside. Further behind a surface than `truncation` a view says nothing; over
+    the last `fade` metres before that, its weight falls to 0. Also gives, (k, m), the points whose distance has been
+    measured: not those that only a silhouette puts outside.
     """
     total = np.zeros(points.shape[:2], np.float32)
     weights = np.zeros_like(total)
@@ -46,7 +55,8 @@ def signed_distance(
         pixel, z, _ = pixels_of(one.depth_map, middles)
         open_cells = np.flatnonzero(z - radius < one.hidden_from.take(pixel, mode="clip"))
         outside, distance, weight = _seen_from(one, points[open_cells].reshape(-1, 3))
-        weight *= np.clip(1 + distance / truncation, 0, 1)  # fades behind the surface
+        # within the noise all views count alike: else the surface would move to its inner side
+        weight *= np.clip((truncation + distance) / fade, 0, 1)
         distance = weight * np.minimum(distance, truncation)
         total[open_cells] += distance.reshape(-1, points.shape[1])
         weights[open_cells] += weight.reshape(-1, points.shape[1])
@@ -84,7 +94,14 @@ def _seen_from(
     outside[~in_image] = -np.inf
     plane = one.planes.plane.take(pixel, axis=0, mode="clip")
     distance = plane[:, 3] + plane[:, 0] * points[:, 0] + plane[:, 1] * points[:, 1] + plane[:, 2] * points[:, 2]
-    return outside, distance, one.planes.weight.take(pixel, mode="clip") * in_image
+    return outside, distance, one.weight.take(pixel, mode="clip") * in_image
+
+
+def _weight(planes: Planes, spread: float, footprint: float) -> NDArray[np.float32]:
+    """(h * w,), trust in each plane by the variance of its distances, 1 / metres^2."""
+    seen = planes.weight > 0
+    across = np.divide(ACROSS_FOOTPRINTS * footprint, planes.cosine, out=np.zeros_like(planes.cosine), where=seen)
+    return np.divide(planes.weight, spread**2 + across**2, out=np.zeros_like(across), where=seen)
 
 
 def _hidden_from(depth_map: DepthMap, planes: Planes, cell_radius: float, truncation: float) -> NDArray[np.float32]:
