@@ -8,6 +8,7 @@ FILES := --dist loadfile --no-loadscope-reorder
 PROCESSES := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 3 / 2 )))
 WITH_TORCH := $(VENV)/.with-torch
 WHEELS_ONLY := build/wheels-only
+WITHOUT_CAMERAS := build/demo/hen
 # the longest test of the network, run once: where nothing but wheels is installed
 END_TO_END := tests/trellis/test_end_to_end.py
 
@@ -16,8 +17,11 @@ END_TO_END := tests/trellis/test_end_to_end.py
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED)  ## reconstruct the bundled sample into out/
+demo: $(INSTALLED)  ## reconstruct the bundled samples into out/: one with cameras, one without
 	$(BIN)/python -m flows reconstruct tests/data/mug out
+	@mkdir -p $(WITHOUT_CAMERAS)
+	cp -R tests/data/hen/views tests/data/hen/depth $(WITHOUT_CAMERAS)
+	$(BIN)/python -m flows reconstruct $(WITHOUT_CAMERAS) out
 
 gpu:  ## set up .venv to run TRELLIS on an NVIDIA GPU: adds torch
 	@nvidia-smi --list-gpus 2>/dev/null || { \

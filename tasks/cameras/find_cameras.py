@@ -42,6 +42,7 @@ MOST_MOVED = 200  # views at most that cameras are found or refined for: all are
 REFINED_FROM = 0.02
 LEAST_READINGS = 500  # of a view that is compared
 TOLD_FROM = 0.25
+MOVES = {"auto": None, "true": True, "false": False}  # `cameras.object_moves` as `find` takes it
 
 Source = Literal["given", "refined", "found", "rig", "none"]
 Matrix = tuple[tuple[float, float, float, float], ...]
@@ -150,7 +151,7 @@ def find_cameras(folder: Path, capture: Capture, parameters: CameraParameters, n
     """
     given = capture.layout.cameras
     if parameters.mode == "find" or (parameters.mode == "auto" and not given.frames and needs.cameras):
-        result, views = _searched(capture, needs)
+        result, views = _searched(capture, parameters, needs)
         if result.views:
             (folder / PICTURE).write_bytes(camera_picture(views, result.by_view()))
         return result
@@ -173,12 +174,12 @@ def find_cameras(folder: Path, capture: Capture, parameters: CameraParameters, n
     return result
 
 
-def _searched(capture: Capture, needs: Needs) -> tuple[CaptureCameras, list[View]]:
+def _searched(capture: Capture, parameters: CameraParameters, needs: Needs) -> tuple[CaptureCameras, list[View]]:
     """Cameras found from views and depth, and the views. Raises CaptureRefused if an engine needs them, without any."""
     names = spread(capture.view_names, MOST_MOVED)
     views = [_with_intrinsics(view, capture.layout.cameras.lenses) for view in capture.views(names)]
     with progress_artifact("find_cameras") as progress:
-        found = find(views, progress=progress)
+        found = find(views, progress=progress, object_moves=MOVES[parameters.object_moves])
     unsought = dict.fromkeys(capture.view_names, f"cameras are found for {MOST_MOVED} views at most")
     reasons = {name: reason for name, reason in unsought.items() if name not in names} | dict(found.left_out)
     left_out = tuple(LeftOut(name=name, reason=reason) for name, reason in sorted(reasons.items()))

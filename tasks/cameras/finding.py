@@ -78,12 +78,18 @@ class FoundCameras:
     """True if the object turned before a still background, False if the cameras moved; None: no background is seen"""
 
 
-def find(views: Sequence[View], sensor: DepthNoise | None = None, progress: Progress | None = None) -> FoundCameras:
+def find(
+    views: Sequence[View],
+    sensor: DepthNoise | None = None,
+    progress: Progress | None = None,
+    object_moves: bool | None = None,
+) -> FoundCameras:
     """Find the camera of every view that has depth.
 
     views: with a camera if its intrinsics are known (its pose is not used); the focal length is solved for if any
     view has none. sensor: noise of the depth, measured here if not given. progress: called with the share done and
-    what is being done.
+    what is being done. object_moves: True if the object turned before a still background, False if the cameras moved;
+    None: found out.
     """
     tell = progress or (lambda share, what: None)
     left_out = {view.name: "it has no depth of the object" for view in views if not _usable(view)}
@@ -95,7 +101,11 @@ def find(views: Sequence[View], sensor: DepthNoise | None = None, progress: Prog
         views = [replace(view, camera=None) for view in views]
     sensor = sensor or measured_noise([view.depth for view in views if view.depth is not None])
     masked = any(view.has_mask for view in views)
-    turning = without_still_background(views, sensor)
+    turning = None if object_moves is False else without_still_background(views, sensor, sure=bool(object_moves))
+    if object_moves and turning is None and not masked:
+        return _refused(
+            left_out, "nothing is seen to move before a still background: cut the object out (alpha)", known
+        )
     views = turning or views
     rng = np.random.default_rng(0)
     tell(0.0, "features")

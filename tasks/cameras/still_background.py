@@ -32,8 +32,11 @@ LEAST_MOVING = 0.003  # share of the frame
 CLOSED_PX = 2
 
 
-def without_still_background(views: Sequence[View], sensor: DepthNoise) -> list[View] | None:
-    """The views with what moves alone, if the background stays where it is; None if it does not, or is cut out."""
+def without_still_background(views: Sequence[View], sensor: DepthNoise, *, sure: bool = False) -> list[View] | None:
+    """The views with what moves alone, if the background stays where it is; None if it does not, or is cut out.
+
+    sure: it is known that the background stays, however little of it is seen.
+    """
     shapes = {view.depth.shape for view in views if view.depth is not None}
     if len(shapes) != 1 or any(view.has_mask or view.depth is None for view in views):
         return None
@@ -46,7 +49,7 @@ def without_still_background(views: Sequence[View], sensor: DepthNoise) -> list[
     measured = np.where(depth > 0, depth, np.nan)
     near, far = (np.nan_to_num(_percentile(measured, known, share)) for share in SPREAD)
     still = known & (far - near < np.maximum(BEHIND * far, SIGMAS * sensor.at(far) + sensor.step_at(far)))
-    if still.mean() < LEAST_STILL or grey[:, still].std(axis=0).mean() > STILL_GREY * grey.mean(axis=0)[still].std():
+    if not still.any() or not (sure or _stays(still, grey)):
         return None
     moving = ndimage.binary_closing(known & ~still, iterations=CLOSED_PX)
     moving = ndimage.binary_fill_holes(ndimage.binary_opening(moving))
@@ -61,6 +64,12 @@ def without_still_background(views: Sequence[View], sensor: DepthNoise) -> list[
     around = far[tuple(ndimage.distance_transform_edt(~still, return_distances=False, return_indices=True))]
     background = np.where(farthest > (1 - BEHIND) * around, farthest, np.inf)
     return [_cut_out(view, largest, background) for view in views]
+
+
+def _stays(still: NDArray[np.bool_], grey: Map) -> bool:
+    """True if so much of the frame has the same depth and grey values (n, h, w) in all views that the cameras stand."""
+    change, contrast = grey[:, still].std(axis=0).mean(), grey.mean(axis=0)[still].std()
+    return bool(still.mean() >= LEAST_STILL and change <= STILL_GREY * contrast)
 
 
 def _percentile(values: Map, known: NDArray[np.bool_], share: float) -> Map:

@@ -150,7 +150,7 @@ def test_found_cameras_are_what_later_stages_get(truth: Truth, monkeypatch: pyte
         unconstrained=(),
         object_moves=None,
     )
-    monkeypatch.setattr("tasks.cameras.find_cameras.find", lambda views, progress: answer)
+    monkeypatch.setattr("tasks.cameras.find_cameras.find", lambda views, progress, object_moves: answer)
     (truth.folder / "transforms.json").unlink()
     capture = stage_capture(list_capture(str(truth.folder)))
     found = find_cameras(capture, AUTO, FUSION)
