@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from flows.cli.conventions import parameters_of
 from tasks.cameras.find_cameras import PICTURE, CaptureCameras, find_cameras
 from tasks.cameras.finding import FoundCameras
 from tasks.capture.listing import list_capture
@@ -132,6 +133,24 @@ def test_without_cameras_the_refusal_says_why(truth: Truth, mode: Literal["given
         (truth.folder / "depth" / f"view_{index:03d}.png").unlink()
     with pytest.raises(CaptureRefused, match=why):
         find_cameras(stage_capture(list_capture(str(truth.folder))), CameraParameters(mode=mode), FUSION)
+
+
+@pytest.mark.parametrize(("written", "means"), [("auto", None), ("true", True), ("false", False)])
+def test_a_person_may_say_whether_the_object_moves(
+    written: str, means: bool | None, truth: Truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[bool | None] = []
+
+    def refuse(views: object, progress: object, object_moves: bool | None) -> FoundCameras:
+        said.append(object_moves)
+        raise CaptureRefused("box", [])
+
+    monkeypatch.setattr("tasks.cameras.find_cameras.find", refuse)
+    (truth.folder / "transforms.json").unlink()
+    parameters = parameters_of([f"cameras.object_moves={written}"]).cameras
+    with pytest.raises(CaptureRefused):
+        find_cameras(stage_capture(list_capture(str(truth.folder))), parameters, FUSION)
+    assert said == [means]
 
 
 def test_found_cameras_are_what_later_stages_get(truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,23 +95,58 @@ def test_an_object_without_texture_never_passes_as_certain(shape: str) -> None:
     assert found.refusal is not None or found.ambiguous is not None
 
 
-def test_a_still_background_is_taken_away_from_an_object_that_turns(bowl: list[View]) -> None:
-    rng = np.random.default_rng(0)
-    backdrop = np.repeat(np.repeat(rng.integers(0, 255, (24, 24, 3), np.uint8), 8, axis=0), 8, axis=1)
+def before_a_wall(views: Sequence[View], backdrop: np.ndarray) -> list[View]:
+    """The object turned before a wall with this picture (h, w, 3), 1.8 m away."""
     wall = np.full((SIZE, SIZE), 1.8, np.float32)
     filmed = []
-    for view in bowl:
+    for view in views:
         image = np.where(view.mask[..., None], view.image, backdrop)
         depth = np.where(view.mask, view.depth, wall)
         filmed.append(replace(view, image=image, depth=depth, mask=np.ones_like(view.mask)))
-    alone = without_still_background(filmed, EXACT)
+    return filmed
+
+
+def assert_cut_out(alone: Sequence[View] | None, views: Sequence[View]) -> None:
     assert alone is not None
-    for view, cut in zip(bowl, alone, strict=True):
+    for view, cut in zip(views, alone, strict=True):
         assert (view.mask & cut.mask).sum() > 0.95 * (view.mask | cut.mask).sum()
 
 
+def test_a_still_background_is_taken_away_from_an_object_that_turns(bowl: list[View]) -> None:
+    rng = np.random.default_rng(0)
+    backdrop = np.repeat(np.repeat(rng.integers(0, 255, (24, 24, 3), np.uint8), 8, axis=0), 8, axis=1)
+    assert_cut_out(without_still_background(before_a_wall(bowl, backdrop), EXACT), bowl)
+
+
+def test_a_plain_background_is_still_if_a_person_says_so(bowl: list[View]) -> None:
+    """It could as well be a plain table around which the cameras moved."""
+    filmed = before_a_wall(bowl, np.random.default_rng(0).integers(120, 125, (SIZE, SIZE, 3), np.uint8))
+    flickering = [
+        replace(view, image=np.clip(view.image.astype(int) + 3 * k, 0, 255).astype(np.uint8))
+        for k, view in enumerate(filmed)
+    ]
+    assert without_still_background(flickering, EXACT) is None
+    assert_cut_out(without_still_background(flickering, EXACT, sure=True), bowl)
+
+
+def open_frames(views: Sequence[View]) -> list[View]:
+    return [replace(view, mask=np.ones_like(view.mask)) for view in views]
+
+
 def test_a_background_that_moves_with_the_object_stays(bowl: list[View]) -> None:
-    assert without_still_background([replace(view, mask=np.ones_like(view.mask)) for view in bowl], EXACT) is None
+    assert without_still_background(open_frames(bowl), EXACT) is None
+    found = find(open_frames(bowl), EXACT, object_moves=True)
+    assert found.refusal is not None and "nothing is seen to move" in found.refusal
+
+
+def test_no_background_is_sought_if_a_person_says_that_the_cameras_moved(
+    bowl: list[View], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = []
+    monkeypatch.setattr("tasks.cameras.finding.without_still_background", lambda *given, **more: searched.append(given))
+    monkeypatch.setattr("tasks.cameras.finding.candidate_pairs", lambda found: [])  # nothing else is tried
+    find(open_frames(bowl)[:4], EXACT, object_moves=False)
+    assert not searched
 
 
 def test_too_few_views_are_refused(bowl: list[View]) -> None:
