@@ -88,7 +88,7 @@ def _shifted_by(given: Explanation, across: float, down: float, steps: Floats) -
     width = given.witnesses[0].camera.width
     x, y = across * width, down * width
     what = f"the depth maps are shifted against the views, by about {x:.0f}, {y:.0f} pixels (right, down)"
-    todo = "register the depth to the colour camera, or crop both alike"
+    todo = "correct cx and cy, or register the depth to the colour camera, or crop both alike"
     told = None if max(abs(across), abs(down)) < LEAST_SHIFT else (what, todo)
     moved = _seen_by(given, lambda camera: replace(camera, cx=camera.cx + x, cy=camera.cy + y), told)
     return replace(moved, finer=lambda: _shifted(given, (steps[1] - steps[0]) * FINER_SHIFTS, (across, down)))

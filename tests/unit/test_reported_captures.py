@@ -251,6 +251,18 @@ def wrong_quaternions(matrix: Floats) -> Floats:
     return misread
 
 
+def cameras_of_others(first: int, step: int = 1) -> Change:
+    """Cameras that begin with another one, and may go backwards."""
+
+    def change(content: Content) -> Content:
+        matrices = [frame["transform_matrix"] for frame in json.loads(content[CAMERAS])["frames"]]
+        return frames(
+            lambda frame, index: frame.update(transform_matrix=matrices[(first + step * index) % len(matrices)])
+        )(content)
+
+    return change
+
+
 OCTREE = Image.Quantize.FASTOCTREE
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 AXES = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -424,6 +436,18 @@ REFUSED: dict[str, tuple[Change, str]] = {
         poses(lambda matrix: np.column_stack([matrix[:, :3], np.linalg.inv(matrix)[:, 3]])),
         r"the positions are those of world-to-camera",
     ),
+    "a principal point that is not the middle, and not given": (
+        top(cx=0.44 * SIZE, cy=0.5 * SIZE),
+        r"shifted against the views, by about .*; correct cx and cy, or register the depth",
+    ),
+    "a focal length in millimetres": (top(fl_x=50, fl_y=50), r"focal length is 5\.\d+ times too short"),
+    "the focal length of another camera": (top(fl_x=365, fl_y=365), r"focal length is 1\.3\d* times too long"),
+    "mirrored depth": (
+        depth_as(".png", lambda metres: steps_of(UNIT)(metres[:, ::-1])),
+        r"the depth maps are mirrored against the cameras",
+    ),
+    "cameras of the next view": (cameras_of_others(1), r"each has that of the next view"),
+    "cameras in the opposite order": (cameras_of_others(-1, -1), r"they are in the opposite order"),
     "quaternions in another order": (poses(wrong_quaternions), r"quaternions that were taken for x y z w"),
     "nerf_synthetic, without depth": (as_nerf_synthetic, r"\(train/r_0.png, train/r_1.png, ...\): has no depth map"),
     "a zip": (lambda content: {"bowl.zip": b"x"}, r"bowl.zip is an archive: unpack it: unzip"),
