@@ -62,11 +62,12 @@ def as_given(views: Sequence[View]) -> Explanation:
     return Explanation(pinhole_poses(witnesses), witnesses, ONE, lambda factor: None)
 
 
-def with_parallax(given: Explanation) -> Floats:
+def with_parallax(given: Explanation, factors: Floats = FACTORS) -> Floats:
     """The factors with which the cameras are not all in one place, where any scale would do."""
     way = np.linalg.norm(np.diff(given.poses[:, :3, 3], axis=0), axis=1)
     depth = np.median(np.concatenate([witness.depth for witness in given.witnesses]))
-    return FACTORS[np.median(way) / depth / FACTORS > LEAST_PARALLAX]
+    kept: Floats = factors[np.median(way) / depth / factors > LEAST_PARALLAX]
+    return kept
 
 
 def scaled(factor: float, stored: DepthFormat) -> Told:
@@ -94,6 +95,11 @@ def rounded(factor: float) -> float:
 def always(what: str, todo: str) -> Callable[[float], Told]:
     """Tells a mistake that comes without another scale."""
     return lambda factor: (what, todo)
+
+
+def without_scale(changed: Explanation, what: str, todo: str) -> Explanation:
+    """The explanation, which comes with depth that is to scale."""
+    return replace(changed, factors=with_parallax(changed, ONE), told=always(what, todo))
 
 
 def with_factors(changed: Explanation, what: str, todo: str, stored: DepthFormat) -> Explanation:

@@ -22,7 +22,7 @@ from tasks.cameras.mistakes import find_mistake
 from tasks.cameras.refinement import Agreement, agreement, refined, turned_and_shifted
 from tasks.capture.camera import Camera
 from tasks.capture.capture_checks import Needs
-from tasks.capture.given_cameras import Frame, Intrinsics
+from tasks.capture.given_cameras import Frame, GivenCameras, Intrinsics
 from tasks.capture.layout import TRANSFORMS
 from tasks.capture.layouts.layout_reader import Layout
 from tasks.capture.stage_capture import Capture
@@ -156,7 +156,7 @@ def find_cameras(folder: Path, capture: Capture, parameters: CameraParameters, n
             (folder / PICTURE).write_bytes(camera_picture(views, result.by_view()))
         return result
     if needs.cameras and not given.frames:
-        raise CaptureRefused(capture.uri, [_missing("the engine needs cameras")])
+        raise CaptureRefused(capture.uri, [_missing(given, "the engine needs cameras")])
     source: Source = "rig" if given.rig else "given" if given.frames else "none"
     names = [name for name in capture.view_names if name in given.frames]
     compared = set(spread(names, CHECKED))
@@ -188,7 +188,7 @@ def _searched(capture: Capture, parameters: CameraParameters, needs: Needs) -> t
         examples = "; ".join(f"{view.name}: {view.reason}" for view in left_out[:2])
         refusal = f"{len(found.cameras)} of {len(views)} views could be posed ({examples})"
     if refusal is not None:
-        problem = _missing(f"cameras could not be found from views and depth: {refusal}")
+        problem = _missing(capture.layout.cameras, f"cameras could not be found from views and depth: {refusal}")
         if needs.cameras:
             raise CaptureRefused(capture.uri, [problem])
         return CaptureCameras(source="none", views=(), left_out=left_out, warnings=(problem,)), views
@@ -217,8 +217,10 @@ def _with_intrinsics(view: View, lenses: Mapping[str, Intrinsics]) -> View:
     return replace(view, camera=Frame(lenses[view.name], np.eye(4)).camera(width, height))
 
 
-def _missing(why: str) -> Problem:
-    todo = "add it (nerfstudio's convention), or write it for a known rig with `capture2mesh rig`"
+def _missing(given: GivenCameras, why: str) -> Problem:
+    todo = "add them (nerfstudio's convention), or write them for a known rig with `capture2mesh rig`"
+    if given.lenses:
+        return Problem(where=given.source or "cameras", what=f"gives no poses, and {why}", todo=todo)
     return Problem(where=TRANSFORMS, what=f"is missing, and {why}", todo=todo)
 
 

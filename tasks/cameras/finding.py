@@ -6,7 +6,7 @@ by one where none contradicts, and refined together. A shape that repeats itself
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,6 +45,7 @@ SIMILAR, FOLLOWING = 12, 3
 STILL_TURN, STILL_SHIFT = np.radians(1.0), 0.01  # cameras that move by less, and by less of their distance, stand still
 AMBIGUOUS_MARGIN = 0.1  # of the support, that a second solution loses at least where the first one is certain
 MOST_DOUBTED = 8  # views, evenly chosen, whose second solutions are tried
+ONE_SIDED = 0.55  # length of the mean direction to the cameras: 0 all around, 0.64 for half of the way, 1 for one place
 AMBIGUOUS_SHARE = 0.15  # of the views without such a margin, or that slide, from which a capture is ambiguous
 
 
@@ -305,6 +306,8 @@ def _told(
             fl_y=camera.fl_y * assembly.zoom,
             camera_to_world=pose @ GL_TO_PINHOLE,
         )
+    if ambiguous is None and moves is not False and _one_sided(cameras.values()):
+        ambiguous = "all views would be of one side of the object: if they are not, its sides look alike"
     return FoundCameras(
         cameras,
         dict(left_out),
@@ -319,3 +322,13 @@ def _told(
         free,
         moves,
     )
+
+
+def _one_sided(cameras: Iterable[Camera]) -> bool:
+    """True if the cameras stand on one side of the object, seen from above; one after another around it, they do not.
+
+    A shape that repeats itself explains its views from there too. Cameras high above it count little.
+    """
+    centres = np.stack([camera.centre for camera in cameras])
+    sideways = centres[:, :2] / np.linalg.norm(centres, axis=1, keepdims=True)
+    return float(np.linalg.norm(sideways.mean(axis=0)) / np.linalg.norm(sideways, axis=1).mean()) > ONE_SIDED

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tasks.cameras.conflict import GL_TO_PINHOLE, Floats, compare, inverse
 from tasks.cameras.depth_explanations import along_the_ray, of_depth
-from tasks.cameras.explanations import DepthFormat, Explanation, Told, always, as_given, scaled, with_parallax
+from tasks.cameras.explanations import DepthFormat, Explanation, Told, as_given, scaled, with_parallax, without_scale
 from tasks.cameras.lens_explanations import of_another_focal_length, of_intrinsics
 from tasks.cameras.pose_explanations import of_matrices
 from tasks.capture.views import View
@@ -141,8 +141,8 @@ def _explanations(
         ("each has that of the next view", poses[indices - 1]),
         ("they are in the opposite order", poses[::-1][indices]),
     ):
-        told = always(f"the cameras belong to other views: {order}", "check which frame names which view")
-        yield replace(given, poses=reordered, told=told)
+        what, todo = f"the cameras belong to other views: {order}", "check which frame names which view"
+        yield without_scale(replace(given, poses=reordered), what, todo)
     yield from of_depth([views[index] for index in indices], given, stored)
     yield from of_intrinsics(given)
 

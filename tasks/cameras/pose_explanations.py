@@ -13,7 +13,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from tasks.cameras.conflict import GL_TO_PINHOLE, Floats, inverse
-from tasks.cameras.explanations import DepthFormat, Explanation, always, with_factors
+from tasks.cameras.explanations import DepthFormat, Explanation, with_factors, without_scale
 
 # The directions of OpenGL's camera axes and of their opposites, and the conventions that have names
 DIRECTIONS = (("right", "left"), ("up", "down"), ("backwards", "ahead"))
@@ -62,9 +62,10 @@ def _of_axes(given: Explanation, matrices: Floats, backwards: str) -> Iterator[E
         todo = "write the columns of each camera-to-world matrix in OpenGL's axes"
         to_opengl = axes.T @ GL_TO_PINHOLE
         if names[2] != OPENGL[2]:  # else it is a quarter turn
-            yield replace(given, poses=matrices @ to_opengl, told=always(f"the matrices have {what}", todo))
-        told = always(f"the matrices {backwards}, and have {what}", f"invert each transform_matrix, then {todo}")
-        yield replace(given, poses=inverse(matrices) @ to_opengl, told=told)
+            yield without_scale(replace(given, poses=matrices @ to_opengl), f"the matrices have {what}", todo)
+        inverted = replace(given, poses=inverse(matrices) @ to_opengl)
+        both, todo = f"the matrices {backwards}, and have {what}", f"invert each transform_matrix, then {todo}"
+        yield without_scale(inverted, both, todo)
 
 
 def _of_positions(given: Explanation, matrices: Floats) -> Iterator[Explanation]:
@@ -73,7 +74,7 @@ def _of_positions(given: Explanation, matrices: Floats) -> Iterator[Explanation]
     def of(rotations: Floats, positions: Floats, what: str, todo: str) -> Explanation:
         changed = matrices.copy()
         changed[:, :3, :3], changed[:, :3, 3] = rotations, positions
-        return replace(given, poses=changed @ GL_TO_PINHOLE, told=always(what, todo))
+        return without_scale(replace(given, poses=changed @ GL_TO_PINHOLE), what, todo)
 
     rotations, positions = matrices[:, :3, :3], matrices[:, :3, 3]
     centres = -(rotations @ positions[..., None])[..., 0]
@@ -91,4 +92,4 @@ def _of_positions(given: Explanation, matrices: Floats) -> Iterator[Explanation]
     turned = given.poses[0] @ inverse(given.poses) @ given.poses[0]
     what = "the views turn the other way than their cameras"
     todo = "name the views in the opposite order, or write the rig with the other direction (--clockwise)"
-    yield replace(given, poses=turned, told=always(what, todo))
+    yield without_scale(replace(given, poses=turned), what, todo)

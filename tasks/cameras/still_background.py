@@ -47,7 +47,7 @@ def without_still_background(views: Sequence[View], sensor: DepthNoise, *, sure:
     grey = np.stack([_grey(view, columns, rows) for view in views])
     known = (depth > 0).mean(axis=0) > 0.5
     measured = np.where(depth > 0, depth, np.nan)
-    near, far = (np.nan_to_num(_percentile(measured, known, share)) for share in SPREAD)
+    near, far = (_percentile(measured, known, share) for share in SPREAD)
     still = known & (far - near < np.maximum(BEHIND * far, SIGMAS * sensor.at(far) + sensor.step_at(far)))
     if not still.any() or not (sure or _stays(still, grey)):
         return None
@@ -73,8 +73,13 @@ def _stays(still: NDArray[np.bool_], grey: Map) -> bool:
 
 
 def _percentile(values: Map, known: NDArray[np.bool_], share: float) -> Map:
+    """The percentile over views (n, h, w), without NaN, of the pixels where most views have a value; else 0."""
+    ordered = np.sort(values[:, known], axis=0)  # NaN comes last; np.nanpercentile takes a hundred times as long
+    place = share / 100 * (np.isfinite(ordered).sum(axis=0) - 1)
+    below, column = np.floor(place).astype(np.intp), np.arange(len(place))
+    low, high = ordered[below, column], ordered[np.ceil(place).astype(np.intp), column]
     result = np.zeros(known.shape)
-    result[known] = np.nanpercentile(values[:, known], share, axis=0)
+    result[known] = low + (place - below) * (high - low)
     return result
 
 
