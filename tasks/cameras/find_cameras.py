@@ -218,7 +218,7 @@ def _with_intrinsics(view: View, lenses: Mapping[str, Intrinsics]) -> View:
 
 
 def _missing(given: GivenCameras, why: str) -> Problem:
-    todo = "add them (nerfstudio's convention), or write them for a known rig with `capture2mesh rig`"
+    todo = "give poses (nerfstudio's convention), or write them for a known rig with `capture2mesh rig`"
     if given.lenses:
         return Problem(where=given.source or "cameras", what=f"gives no poses, and {why}", todo=todo)
     return Problem(where=TRANSFORMS, what=f"is missing, and {why}", todo=todo)

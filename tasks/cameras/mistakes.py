@@ -123,9 +123,13 @@ def find_mistake(views: Sequence[View], stored: DepthFormat) -> Told:
         if first.quality < promising and not explanation.finer():
             continue
         promising = max(promising, PROMISING * first.quality)
-        best = max(best, _closer(first), key=lambda each: each.quality)
-        if best is not now and best.close.contradicted < (LIKELY if gross else CERTAIN) and holds(best):
+        found = _closer(first)
+        better = found.quality > best.quality
+        likely = gross and better and found.close.contradicted < LIKELY
+        if holds(found) and (likely or found.close.contradicted < CERTAIN):
+            best = found
             break
+        best = found if better else best
     return best.close.explanation.told(best.close.factor) if holds(best) else None
 
 
