@@ -8,6 +8,7 @@ FILES := --dist loadfile --no-loadscope-reorder
 PROCESSES := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 3 / 2 )))
 WITH_TORCH := $(VENV)/.with-torch
 WHEELS_ONLY := build/wheels-only
+# every other view of the sample, to be quicker
 WITHOUT_CAMERAS := build/demo/hen
 # the longest test of the network, run once: where nothing but wheels is installed
 END_TO_END := tests/trellis/test_end_to_end.py
@@ -19,8 +20,9 @@ help:  ## list the targets
 
 demo: $(INSTALLED)  ## reconstruct the bundled samples into out/: one with cameras, one without
 	$(BIN)/python -m flows reconstruct tests/data/mug out
-	@mkdir -p $(WITHOUT_CAMERAS)
-	cp -R tests/data/hen/views tests/data/hen/depth $(WITHOUT_CAMERAS)
+	@mkdir -p $(WITHOUT_CAMERAS)/views $(WITHOUT_CAMERAS)/depth
+	cp tests/data/hen/views/*[02468].jpg $(WITHOUT_CAMERAS)/views
+	cp tests/data/hen/depth/*[02468].png $(WITHOUT_CAMERAS)/depth
 	$(BIN)/python -m flows reconstruct $(WITHOUT_CAMERAS) out
 
 gpu:  ## set up .venv to run TRELLIS on an NVIDIA GPU: adds torch
