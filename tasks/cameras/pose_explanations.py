@@ -44,7 +44,6 @@ def of_matrices(given: Explanation, stored: DepthFormat) -> Iterator[Explanation
         turned = replace(given, poses=given.poses @ np.linalg.matrix_power(QUARTER_TURN, turns))
         what = f"the cameras are turned by {90 * turns} degrees against the images"
         yield with_factors(turned, what, "give images, depth maps and cameras of one orientation (EXIF?)", stored)
-
     yield from _of_axes(given, matrices, backwards)
     yield from _of_positions(given, matrices)
 
