@@ -10,10 +10,8 @@ WITH_TORCH := $(VENV)/.with-torch
 WHEELS_ONLY := build/wheels-only
 # every other view of the sample, to be quicker
 WITHOUT_CAMERAS := build/demo/hen
-# the longest test of the network, run once: where nothing but wheels is installed
-END_TO_END := tests/trellis/test_end_to_end.py
 
-.PHONY: help demo gpu test test-trellis test-wheels test-system lint stack stack-down stack-reset clean
+.PHONY: help demo gpu test test-trellis test-system test-faults lint stack stack-down stack-reset clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,22 +30,18 @@ gpu:  ## set up .venv to run TRELLIS on an NVIDIA GPU: adds torch
 	@$(MAKE) --no-print-directory $(WITH_TORCH)
 
 test: lint  ## lint, and run the tests
-	$(BIN)/python -m pytest -m 'not system and not trellis' --numprocesses $(PROCESSES) $(FILES)
+	$(BIN)/python -m pytest -m 'not system and not faults and not trellis' --numprocesses $(PROCESSES) $(FILES)
 
-test-trellis: $(WITH_TORCH)  ## add torch to .venv, and run the tests of the TRELLIS network on the CPU
-	$(BIN)/python -m pytest -m trellis --ignore $(END_TO_END) --numprocesses auto $(FILES)
-
-test-wheels:  ## install the extra `gpu` from wheels alone into an empty environment, and run TRELLIS in it
-	rm -rf $(WHEELS_ONLY)
-	$(PYTHON) -m venv $(WHEELS_ONLY)
-	$(WHEELS_ONLY)/bin/python -m pip install --quiet --only-binary :all: --constraint infra/constraints.txt \
-	  '.[gpu]' pytest pytest-timeout pytest-xdist point-cloud-utils
+test-trellis: $(WHEELS_ONLY)/.installed  ## install the extra `gpu` from wheels alone, and run the tests of the TRELLIS network on the CPU
 	cd $(WHEELS_ONLY) && bin/capture2mesh weights list
 	# no compiler, no git, no CUDA toolkit: nothing but this environment is on the path
-	PATH=$(CURDIR)/$(WHEELS_ONLY)/bin $(CURDIR)/$(WHEELS_ONLY)/bin/python -m pytest $(END_TO_END)
+	PATH=$(CURDIR)/$(WHEELS_ONLY)/bin $(CURDIR)/$(WHEELS_ONLY)/bin/python -m pytest -m trellis --numprocesses auto $(FILES)
 
-test-system: $(INSTALLED)  ## run the tests of the whole stack, of killed runs and of the UI
-	$(BIN)/python -m pytest -m system --numprocesses $(PROCESSES) $(FILES)
+test-system: $(INSTALLED)  ## run the tests of the whole stack and of the UI, and the quick ones of killed runs
+	$(BIN)/python -m pytest -m 'system and not faults' --numprocesses $(PROCESSES) $(FILES)
+
+test-faults: $(INSTALLED)  ## run the long tests of what goes wrong: killed processes, lost machines, many uploads at once
+	$(BIN)/python -m pytest -m faults --numprocesses $(PROCESSES) $(FILES)
 
 lint: $(INSTALLED)  ## check style, types, imports between rooms and licences
 	$(BIN)/ruff check .
@@ -72,6 +66,13 @@ $(INSTALLED): pyproject.toml infra/constraints.txt
 
 $(WITH_TORCH): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint infra/constraints.txt --editable '.[gpu]'
+	touch $@
+
+$(WHEELS_ONLY)/.installed: pyproject.toml infra/constraints.txt
+	rm -rf $(WHEELS_ONLY)
+	$(PYTHON) -m venv $(WHEELS_ONLY)
+	$(WHEELS_ONLY)/bin/python -m pip install --quiet --only-binary :all: --constraint infra/constraints.txt \
+	  '.[gpu]' pytest pytest-timeout pytest-xdist point-cloud-utils
 	touch $@
 
 clean:  ## remove the virtual environment, build/ and out/

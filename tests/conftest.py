@@ -22,7 +22,6 @@ SLOWEST = (
     "test_uploads_at_once",
     "test_browser",
     "test_stack",
-    "test_stack_on_postgresql",
     "test_kill",
     "test_trellis_run",
     "test_dataset",

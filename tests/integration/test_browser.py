@@ -233,6 +233,7 @@ def test_run_from_the_form_to_the_mesh(person: Person) -> None:
     person.see("progress")
 
 
+@pytest.mark.faults
 def test_failed_run_tells_why_and_is_retried(person: Person, capture: Callable[[str], Path]) -> None:
     person.open_form("s3://captures/late")
     run = person.submit()

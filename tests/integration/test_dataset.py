@@ -293,6 +293,7 @@ def test_one_model_for_all_captures(
         assert {stage["name"] for stage in report["stages"] if stage["cached"]} == set(STAGES[:4])
 
 
+@pytest.mark.faults
 def test_what_no_capture_can_help_is_held_against_none(
     here: Here, put: Callable[..., Path], gpu: Callable[[], Counter[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +313,7 @@ def test_what_no_capture_can_help_is_held_against_none(
     assert not list(here.folder.glob(FAILURES))
 
 
+@pytest.mark.faults
 def test_weights_that_cannot_be_fetched_end_the_run(
     here: Here, put: Callable[..., Path], gpu: Callable[[], Counter[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,11 +406,6 @@ def test_command_line(prefect_server: str, put: Callable[..., Path], tmp_path: P
         ["report", f"{tmp_path}/out/_dataset-set/index.html"],
     ]
     assert "Traceback" not in finished.stderr
-    put("blind", "ring")
-    again = line.run(*arguments, "--json")
-    assert again.code == 0, again.stderr
-    report = DatasetReport.model_validate_json(again.stdout)
-    assert (report.counts, report.reconstructed) == ({"normal": 2}, 1)
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,8 @@ from infra.deploy import POOLS, Server
 from tests.support.gpu_machine import gpu_environment, views_only
 from tests.support.running import (
     ROOT,
-    STAGES,
     TIMEOUT,
     CommandLine,
-    assert_published,
-    contents_of,
     post,
     running,
     wait_for,
@@ -78,26 +75,6 @@ def handing_over(house: House, folder: Path, **env: str) -> CommandLine:
     """A machine of its own: other scratch, other Prefect home; by default the same store."""
     shared = {"CAPTURE2MESH_STORE": str(house.flows.store), "CAPTURE2MESH_STORE_SHARED": "1"}
     return CommandLine(folder, house.server, {"CAPTURE2MESH_INFER_DEPLOYMENT": "infer/cuda", **shared, **env})
-
-
-def test_inference_runs_in_the_worker(house: House, capture: Callable[[str], Path], tmp_path: Path) -> None:
-    ball = capture("ball")
-    flows = handing_over(house, tmp_path)
-    before = house.inferences()
-    first = flows.reconstruct(ball)
-    assert first.code == 0, first.stderr + house.log.read_text()
-    report = first.report
-    assert report.status == "normal"
-    assert report.engine.name == "fusion"
-    assert report.engine.reason == "the setting of deployment infer/cuda"
-    assert first.ran == list(STAGES)
-    assert house.inferences() == [*before, ("cuda", "Completed")]
-    (asset,) = [marker.parent for marker in flows.output.glob("ball/*/_SUCCESS")]
-    assert_published(contents_of(asset), [entry.path for entry in report.outputs])
-
-    second = flows.reconstruct(ball)
-    assert (second.code, second.ran) == (0, []), second.stderr
-    assert house.inferences() == [*before, ("cuda", "Completed")]
 
 
 def test_trellis_infers_and_exports_in_the_worker(house: House, capture: Callable[[str], Path], tmp_path: Path) -> None:

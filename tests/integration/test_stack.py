@@ -1,9 +1,16 @@
-"""`make stack`: the whole system as one command starts it, and as it ends."""
+"""`make stack`: the whole system as one command starts it, and as it ends; with a PostgreSQL of one's own.
+
+All other tests of a stack use the SQLite file in its folder.
+"""
 
 from __future__ import annotations
 
+import json
 import signal
 import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +18,24 @@ import httpx
 import pytest
 import s3fs
 
+from infra.deploy import AUTOMATIONS
 from infra.s3 import free_ports
 from infra.stack import Stack
 from tasks.report import Report
-from tests.support.running import ROOT, assert_published, wait_for
-from tests.support.running_stack import PASSWORD, PATIENCE, Running, read
+from tests.support.postgresql import postgresql
+from tests.support.running import ROOT, assert_published, clean_environment, wait_for
+from tests.support.running_stack import PASSWORD, PATIENCE, Running, read, started
 
 pytestmark = pytest.mark.system
 
 REFUSED = httpx.codes.FORBIDDEN
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("stack") / "state"
+    with postgresql() as url, started(folder, CAPTURE2MESH_STACK_DATABASE_URL=url) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +52,7 @@ def test_pools_queues_and_deployments_are_there(stack: Running) -> None:
     deployed = {each["entrypoint"]: each for each in stack.ask("POST", "/deployments/filter", limit=50)}
     assert deployed.keys() >= {"flows.reconstruct.reconstruct", "flows.infer.infer_capture"}
     assert str(ROOT) not in str(deployed)
+    assert not list((stack.folder / "prefect").glob("*.db*"))
 
 
 def test_run_goes_through_both_workers_and_its_link_opens(stack: Running, finished: dict[str, Any]) -> None:
@@ -54,7 +71,25 @@ def test_run_goes_through_both_workers_and_its_link_opens(stack: Running, finish
     contents = {path.removeprefix(f"{asset}/"): client.cat_file(path) for path in client.find(asset)}
     report = Report.model_validate_json(contents["report.json"])
     assert report.status == "normal"
+    assert report.engine.reason == "the setting of deployment infer/cuda"
     assert_published(contents, [entry.path for entry in report.outputs])
+
+
+def test_deploying_again_changes_nothing_that_people_have_set(stack: Running, finished: dict[str, Any]) -> None:
+    automations = stack.ask("POST", "/automations/filter")
+    names = [each["name"] for each in automations]
+    assert {each["name"] for each in json.loads(AUTOMATIONS.read_text())} <= set(names)
+    stack.ask("PATCH", "/work_pools/cuda", concurrency_limit=3)
+    own = {"PREFECT_API_URL": str(stack.api.base_url), "PREFECT_API_AUTH_STRING": f"admin:{PASSWORD}"}
+    environment = clean_environment() | own | {"PREFECT_HOME": str(stack.folder.with_name("client"))}
+    command = [sys.executable, "infra/deploy.py", "--auto", "trellis"]
+    deployed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert deployed.returncode == 0, deployed.stderr
+    assert sorted(each["name"] for each in stack.ask("POST", "/automations/filter")) == sorted(names)
+    pool = stack.ask("GET", "/work_pools/cuda")
+    assert (pool["type"], pool["concurrency_limit"]) == ("process", 3)
+    for name in "infer/cuda", "batch/cuda":
+        assert stack.ask("GET", f"/deployments/name/{name}")["parameters"]["engine"] == "trellis"
 
 
 def test_nobody_may_more_than_needed(stack: Running) -> None:
@@ -113,10 +148,13 @@ def test_stack_that_never_was_is_down(tmp_path: Path) -> None:
         assert "no stack has been started here" in running.told
 
 
-def test_stack_ends_whole_and_comes_back_with_its_state(stack: Running, finished: dict[str, Any]) -> None:
+def test_stack_ends_whole_and_comes_back_with_its_state(
+    stack: Running, finished: dict[str, Any], capture: Callable[[str], Path]
+) -> None:
     """A run that its end has hit is run again. At last the stack is reset; no test of this file follows."""
     assert stack.process is not None
-    hit = stack.run(infer__seed="8")
+    Stack(stack.settings).s3.upload(capture("ball"), "ball")
+    hit = stack.run("ball", engine="fusion")
     wait_for("the run", lambda: stack.read(hit)["state_name"] == "Running", PATIENCE)
     stack.process.send_signal(signal.SIGTERM)
     assert stack.process.wait(timeout=PATIENCE) == 0, stack.told

@@ -157,6 +157,7 @@ def test_views_without_masks_are_refused(machine: Machine, capture: Callable[[st
     assert machine.runs == 0
 
 
+@pytest.mark.faults
 def test_memory_for_half_of_the_views_is_a_warning_and_not_reused(
     machine: Machine, capture: Callable[[str], Path]
 ) -> None:
@@ -175,6 +176,7 @@ def test_memory_for_half_of_the_views_is_a_warning_and_not_reused(
     assert json.loads((machine.flows.output / "ball" / latest["report"]).read_text())["status"] == "normal"
 
 
+@pytest.mark.faults
 def test_a_lost_gpu_is_tried_again_in_a_new_process(machine: Machine, capture: Callable[[str], Path]) -> None:
     finished = machine.with_faults(LOST=1, ONCE=machine.log.with_name("lost")).reconstruct(views_only(capture("ball")))
     assert finished.code == 0, finished.stderr
@@ -182,6 +184,7 @@ def test_a_lost_gpu_is_tried_again_in_a_new_process(machine: Machine, capture: C
     assert sum(line.startswith("loaded") for line in machine.notes) == 2
 
 
+@pytest.mark.faults
 def test_what_fails_for_good_is_told_with_its_first_cause(machine: Machine, capture: Callable[[str], Path]) -> None:
     finished = machine.with_faults(BUG=1).reconstruct(views_only(capture("ball")))
     assert (finished.code, finished.stdout) == (1, "")

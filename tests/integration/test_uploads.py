@@ -114,6 +114,7 @@ def test_receiver_that_was_down_is_made_up_for_by_the_sweep(house: House, submit
     assert swept(submitter, "unheard").state == "published"
 
 
+@pytest.mark.faults
 def test_server_that_was_down_is_told_again(house: House) -> None:
     house.put("patient", FILES)
     house.stop("server")
@@ -208,6 +209,7 @@ def test_content_that_comes_back_is_published_again(house: House, submitter: Sub
     assert swept(submitter, "back").state == "published"
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("state", "final"), [("CRASHED", True), ("FAILED", False)])
 def test_run_that_could_not_say_why_it_failed(
     house: House, submitter: Submitter, monkeypatch: pytest.MonkeyPatch, state: str, final: bool

@@ -198,8 +198,8 @@ def wait_until_served(url: str, process: subprocess.Popen[bytes], log: Path) -> 
 def put_database(home: Path) -> None:
     """Make the folder PREFECT_HOME with a database without runs: a server would need longer for that than for the rest.
 
-    It is made once for this version of Prefect. That a server makes its own, test_command_line and
-    test_uploads_at_once show.
+    It is made once for this version of Prefect. That a server makes its own, tests/faults/test_uploads_at_once.py
+    shows.
     """
     database = ROOT / "build" / f"prefect-{version('prefect')}.db"
     database.parent.mkdir(exist_ok=True)

@@ -179,7 +179,7 @@ def started(folder: Path, **env: str) -> Iterator[Running]:
 def with_database(folder: Path) -> Path:
     """Make the folder of a stack that has a database already, which saves time; gives the folder.
 
-    That a stack makes all of its folder itself, tests/integration/test_uploads_at_once.py shows.
+    That a stack makes all of its folder itself, tests/faults/test_uploads_at_once.py shows.
     """
     put_database(folder / "prefect")
     (folder / PID_FILE).touch()

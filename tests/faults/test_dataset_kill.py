@@ -36,7 +36,7 @@ from tests.support.running_s3 import S3
 from tests.support.running_stack import read
 from tests.synthetic import make_capture
 
-pytestmark = pytest.mark.system
+pytestmark = pytest.mark.faults
 
 CAPTURES = {"ball": "sphere", "ring": "torus", "deep/ball": "sphere"}
 KILLS = 3

@@ -23,7 +23,7 @@ from tests.support.gpu_machine import views_only
 from tests.support.running import STAGES, wait_for
 from tests.support.running_stack import PATIENCE, Running, assets, parameters, read, report
 
-pytestmark = pytest.mark.system
+pytestmark = pytest.mark.faults
 
 SECONDS = 10
 """Of a slow inference."""

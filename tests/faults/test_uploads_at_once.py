@@ -15,7 +15,7 @@ from tests.support.gpu_machine import views_only
 from tests.support.running import wait_for
 from tests.support.watching_stack import batches, done, inferences, published, upload, watching
 
-pytestmark = pytest.mark.system
+pytestmark = pytest.mark.faults
 
 UPLOADS = 16
 SECONDS_EACH = 20
