@@ -263,6 +263,12 @@ def cameras_of_others(first: int, step: int = 1) -> Change:
     return change
 
 
+def turned_the_other_way(content: Content) -> Content:
+    """Each motion from the first camera is undone instead of done."""
+    first = np.array(json.loads(content[CAMERAS])["frames"][0]["transform_matrix"])
+    return poses(lambda matrix: first @ np.linalg.inv(matrix) @ first)(content)
+
+
 OCTREE = Image.Quantize.FASTOCTREE
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 AXES = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -448,6 +454,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "cameras of the next view": (cameras_of_others(1), r"each has that of the next view"),
     "cameras in the opposite order": (cameras_of_others(-1, -1), r"they are in the opposite order"),
+    "a turntable that turned the other way": (
+        turned_the_other_way,
+        r"the views turn the other way than their cameras; .*--clockwise",
+    ),
     "quaternions in another order": (poses(wrong_quaternions), r"quaternions that were taken for x y z w"),
     "nerf_synthetic, without depth": (as_nerf_synthetic, r"\(train/r_0.png, train/r_1.png, ...\): has no depth map"),
     "a zip": (lambda content: {"bowl.zip": b"x"}, r"bowl.zip is an archive: unpack it: unzip"),
