@@ -6,7 +6,7 @@ refined, and what remains is told.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from tasks.capture.given_cameras import Frame, GivenCameras, Intrinsics
 from tasks.capture.layout import TRANSFORMS
 from tasks.capture.layouts.layout_reader import Layout
 from tasks.capture.stage_capture import Capture
+from tasks.capture.subject import Box
 from tasks.capture.views import View
 from tasks.errors import CaptureRefused, Problem
 from tasks.geometry.depth_noise import DepthNoise, measured_noise
@@ -34,7 +35,7 @@ from tasks.settings import CameraParameters
 from tasks.stage import stage
 from tasks.store.results import StoredResult
 
-CAMERAS_VERSION = "1"
+CAMERAS_VERSION = "2"
 PICTURE = "cameras.jpg"
 CHECKED = 60  # views at most that are compared, evenly spread over the capture
 MOST_MOVED = 200  # views at most that cameras are found or refined for: all are in memory, and time grows with them
@@ -126,12 +127,22 @@ class CaptureCameras(StoredResult):
     """Largest turn of a given camera, degrees."""
     correction_m: float = 0.0
     """Largest shift of a given camera, metres."""
+    box: Box | None = None
+    """Around the object, if it turned before a background that stayed still: all else does not fit the cameras."""
     warnings: tuple[Problem, ...] = ()
     """Doubts about them."""
 
     def by_view(self) -> dict[str, Camera]:
         """The cameras by view name."""
         return {view.name: view.camera() for view in self.views}
+
+    def views_of(self, capture: Capture, names: Sequence[str] | None = None) -> Iterator[View]:
+        """The capture's views, all or those named, with these cameras and what fits them."""
+        for view in capture.views(names, self.by_view()):
+            if self.box is None or view.camera is None or view.depth is None:
+                yield view
+            else:
+                yield view.within(self.box)
 
     @property
     def focal_px(self) -> float | None:
@@ -204,6 +215,7 @@ def _searched(capture: Capture, parameters: CameraParameters, needs: Needs) -> t
         agreement=round(found.agreement, 4),
         conflict=round(found.conflict, 4),
         residual_m=round(found.residual_m, 6),
+        box=found.box,
         warnings=tuple(warnings),
     )
     return cameras, views

@@ -20,8 +20,9 @@ from tasks.cameras.pairs import Hypothesis, Pair, conflict_limit, pair_hypothese
 from tasks.cameras.second_solutions import ENOUGH_VIEWS, second_solution, slides, turned_poses
 from tasks.cameras.still_background import without_still_background
 from tasks.cameras.surface_views import SurfaceView, intrinsics, object_size, surface_views
-from tasks.cameras.world_frame import world_of
+from tasks.cameras.world_frame import box_around, world_of
 from tasks.capture.camera import Camera
+from tasks.capture.subject import Box
 from tasks.capture.views import View
 from tasks.geometry.depth_noise import DepthNoise, measured_noise
 
@@ -77,6 +78,8 @@ class FoundCameras:
     """Views, of those that were tried, that can be moved without any loss: on planes, on bodies of revolution"""
     object_moves: bool | None
     """True if the object turned before a still background, False if the cameras moved; None: no background is seen"""
+    box: Box | None = None
+    """Around the object, if it turned before a still background: all else does not fit the cameras"""
 
 
 def find(
@@ -296,9 +299,10 @@ def _told(
         ambiguous = (
             f"{len(doubtful)} of {len(doubted)} views fit about as well when they are turned by {angle:.0f} degrees"
         )
-    world = world_of([assembly.surfaces[view] for view in posed], poses, assembly.zoom)
+    surfaces = [assembly.surfaces[view] for view in posed]
+    poses = world_of(surfaces, poses, assembly.zoom) @ poses
     cameras = {}
-    for view, pose in zip(posed, world @ poses, strict=True):
+    for view, pose in zip(posed, poses, strict=True):
         camera = intrinsics(views[view])
         cameras[views[view].name] = replace(
             camera,
@@ -321,6 +325,7 @@ def _told(
         float(np.median([second.margin for second in seconds])),
         free,
         moves,
+        box_around(surfaces, poses, assembly.zoom) if moves else None,
     )
 
 

@@ -19,6 +19,7 @@ from tasks.cameras.find_cameras import PICTURE, CaptureCameras, find_cameras
 from tasks.cameras.finding import FoundCameras
 from tasks.capture.listing import list_capture
 from tasks.capture.stage_capture import Capture, stage_capture
+from tasks.capture.subject import Box
 from tasks.errors import CaptureRefused
 from tasks.settings import CameraParameters
 from tasks.store.results import store
@@ -177,3 +178,19 @@ def test_found_cameras_are_what_later_stages_get(truth: Truth, monkeypatch: pyte
     assert [view.name for view in found.left_out] == ["view_009"]
     assert [warning.what for warning in found.warnings][1] == "may be wrong: the shape repeats itself"
     assert [view.camera is not None for view in capture.views(placed=found.by_view())] == [True] * 9 + [False]
+
+
+def test_of_an_object_that_turned_later_stages_see_nothing_else(truth: Truth) -> None:
+    """Here the box is around its upper half."""
+    capture = moved(truth, as_it_is)
+    low, high = truth.mesh.bounds
+    upper = Box.between(np.array([[*low[:2], (low[2] + high[2]) / 2], high]))
+    given = find_cameras(capture, AUTO, FUSION)
+    seen = list(given.model_copy(update={"box": upper}).views_of(capture, capture.view_names[:4]))
+    assert [view.name for view in seen] == list(capture.view_names[:4])
+    for view, whole in zip(seen, given.views_of(capture), strict=False):
+        assert view.depth is not None and view.camera is not None and whole.depth is not None
+        rows, columns = np.nonzero(view.depth)
+        camera = view.camera.resized(*view.depth.shape[::-1])
+        assert upper.holds(camera.points(rows, columns, view.depth[rows, columns])).all()
+        assert (view.depth > 0).sum() < (whole.depth > 0).sum()
