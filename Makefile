@@ -8,14 +8,20 @@ FILES := --dist loadfile --no-loadscope-reorder
 PROCESSES := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 3 / 2 )))
 WITH_TORCH := $(VENV)/.with-torch
 WHEELS_ONLY := build/wheels-only
+# every other view of the sample, to be quicker
+WITHOUT_CAMERAS := build/demo/hen
 
 .PHONY: help demo gpu test test-trellis test-system test-faults lint stack stack-down stack-reset clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED)  ## reconstruct the bundled sample into out/
+demo: $(INSTALLED)  ## reconstruct the bundled samples into out/: one with cameras, one without
 	$(BIN)/python -m flows reconstruct tests/data/mug out
+	@mkdir -p $(WITHOUT_CAMERAS)/views $(WITHOUT_CAMERAS)/depth
+	cp tests/data/hen/views/*[02468].jpg $(WITHOUT_CAMERAS)/views
+	cp tests/data/hen/depth/*[02468].png $(WITHOUT_CAMERAS)/depth
+	$(BIN)/python -m flows reconstruct $(WITHOUT_CAMERAS) out
 
 gpu:  ## set up .venv to run TRELLIS on an NVIDIA GPU: adds torch
 	@nvidia-smi --list-gpus 2>/dev/null || { \

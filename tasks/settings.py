@@ -85,6 +85,18 @@ class CameraParameters(_Parameters):
         title="Cameras",
         description="auto: found if none are given, refined if given ones contradict the depth. given: never changed.",
     )
+    object_moves: Literal["auto", "true", "false"] = Field(
+        "auto",
+        title="The object moves",
+        description="For cameras that are found. true: it turned before a background that stayed still, which is left"
+        " out. false: the cameras moved around all that is seen. auto: by what stays the same in all views.",
+    )
+
+    @field_validator("object_moves", mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        """`true` on the command line."""
+        return str(value).lower() if isinstance(value, bool) else value
 
 
 class InferParameters(_Parameters):

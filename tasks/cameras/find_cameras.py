@@ -6,7 +6,7 @@ refined, and what remains is told.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +22,11 @@ from tasks.cameras.mistakes import find_mistake
 from tasks.cameras.refinement import Agreement, agreement, refined, turned_and_shifted
 from tasks.capture.camera import Camera
 from tasks.capture.capture_checks import Needs
-from tasks.capture.given_cameras import Frame, Intrinsics
+from tasks.capture.given_cameras import Frame, GivenCameras, Intrinsics
 from tasks.capture.layout import TRANSFORMS
 from tasks.capture.layouts.layout_reader import Layout
 from tasks.capture.stage_capture import Capture
+from tasks.capture.subject import Box
 from tasks.capture.views import View
 from tasks.errors import CaptureRefused, Problem
 from tasks.geometry.depth_noise import DepthNoise, measured_noise
@@ -34,7 +35,7 @@ from tasks.settings import CameraParameters
 from tasks.stage import stage
 from tasks.store.results import StoredResult
 
-CAMERAS_VERSION = "1"
+CAMERAS_VERSION = "2"
 PICTURE = "cameras.jpg"
 CHECKED = 60  # views at most that are compared, evenly spread over the capture
 MOST_MOVED = 200  # views at most that cameras are found or refined for: all are in memory, and time grows with them
@@ -42,6 +43,7 @@ MOST_MOVED = 200  # views at most that cameras are found or refined for: all are
 REFINED_FROM = 0.02
 LEAST_READINGS = 500  # of a view that is compared
 TOLD_FROM = 0.25
+MOVES = {"auto": None, "true": True, "false": False}  # `cameras.object_moves` as `find` takes it
 
 Source = Literal["given", "refined", "found", "rig", "none"]
 Matrix = tuple[tuple[float, float, float, float], ...]
@@ -125,12 +127,22 @@ class CaptureCameras(StoredResult):
     """Largest turn of a given camera, degrees."""
     correction_m: float = 0.0
     """Largest shift of a given camera, metres."""
+    box: Box | None = None
+    """Around the object, if it turned before a background that stayed still: all else does not fit the cameras."""
     warnings: tuple[Problem, ...] = ()
     """Doubts about them."""
 
     def by_view(self) -> dict[str, Camera]:
         """The cameras by view name."""
         return {view.name: view.camera() for view in self.views}
+
+    def views_of(self, capture: Capture, names: Sequence[str] | None = None) -> Iterator[View]:
+        """The capture's views, all or those named, with these cameras and what fits them."""
+        for view in capture.views(names, self.by_view()):
+            if self.box is None or view.camera is None or view.depth is None:
+                yield view
+            else:
+                yield view.within(self.box)
 
     @property
     def focal_px(self) -> float | None:
@@ -150,12 +162,12 @@ def find_cameras(folder: Path, capture: Capture, parameters: CameraParameters, n
     """
     given = capture.layout.cameras
     if parameters.mode == "find" or (parameters.mode == "auto" and not given.frames and needs.cameras):
-        result, views = _searched(capture, needs)
+        result, views = _searched(capture, parameters, needs)
         if result.views:
             (folder / PICTURE).write_bytes(camera_picture(views, result.by_view()))
         return result
     if needs.cameras and not given.frames:
-        raise CaptureRefused(capture.uri, [_missing("the engine needs cameras")])
+        raise CaptureRefused(capture.uri, [_missing(given, "the engine needs cameras")])
     source: Source = "rig" if given.rig else "given" if given.frames else "none"
     names = [name for name in capture.view_names if name in given.frames]
     compared = set(spread(names, CHECKED))
@@ -173,12 +185,12 @@ def find_cameras(folder: Path, capture: Capture, parameters: CameraParameters, n
     return result
 
 
-def _searched(capture: Capture, needs: Needs) -> tuple[CaptureCameras, list[View]]:
+def _searched(capture: Capture, parameters: CameraParameters, needs: Needs) -> tuple[CaptureCameras, list[View]]:
     """Cameras found from views and depth, and the views. Raises CaptureRefused if an engine needs them, without any."""
     names = spread(capture.view_names, MOST_MOVED)
     views = [_with_intrinsics(view, capture.layout.cameras.lenses) for view in capture.views(names)]
     with progress_artifact("find_cameras") as progress:
-        found = find(views, progress=progress)
+        found = find(views, progress=progress, object_moves=MOVES[parameters.object_moves])
     unsought = dict.fromkeys(capture.view_names, f"cameras are found for {MOST_MOVED} views at most")
     reasons = {name: reason for name, reason in unsought.items() if name not in names} | dict(found.left_out)
     left_out = tuple(LeftOut(name=name, reason=reason) for name, reason in sorted(reasons.items()))
@@ -187,7 +199,7 @@ def _searched(capture: Capture, needs: Needs) -> tuple[CaptureCameras, list[View
         examples = "; ".join(f"{view.name}: {view.reason}" for view in left_out[:2])
         refusal = f"{len(found.cameras)} of {len(views)} views could be posed ({examples})"
     if refusal is not None:
-        problem = _missing(f"cameras could not be found from views and depth: {refusal}")
+        problem = _missing(capture.layout.cameras, f"cameras could not be found from views and depth: {refusal}")
         if needs.cameras:
             raise CaptureRefused(capture.uri, [problem])
         return CaptureCameras(source="none", views=(), left_out=left_out, warnings=(problem,)), views
@@ -203,6 +215,7 @@ def _searched(capture: Capture, needs: Needs) -> tuple[CaptureCameras, list[View
         agreement=round(found.agreement, 4),
         conflict=round(found.conflict, 4),
         residual_m=round(found.residual_m, 6),
+        box=found.box,
         warnings=tuple(warnings),
     )
     return cameras, views
@@ -216,8 +229,10 @@ def _with_intrinsics(view: View, lenses: Mapping[str, Intrinsics]) -> View:
     return replace(view, camera=Frame(lenses[view.name], np.eye(4)).camera(width, height))
 
 
-def _missing(why: str) -> Problem:
-    todo = "add it (nerfstudio's convention), or write it for a known rig with `capture2mesh rig`"
+def _missing(given: GivenCameras, why: str) -> Problem:
+    todo = "give poses (nerfstudio's convention), or write them for a known rig with `capture2mesh rig`"
+    if given.lenses:
+        return Problem(where=given.source or "cameras", what=f"gives no poses, and {why}", todo=todo)
     return Problem(where=TRANSFORMS, what=f"is missing, and {why}", todo=todo)
 
 

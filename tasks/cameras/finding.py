@@ -6,7 +6,7 @@ by one where none contradicts, and refined together. A shape that repeats itself
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,8 +20,9 @@ from tasks.cameras.pairs import Hypothesis, Pair, conflict_limit, pair_hypothese
 from tasks.cameras.second_solutions import ENOUGH_VIEWS, second_solution, slides, turned_poses
 from tasks.cameras.still_background import without_still_background
 from tasks.cameras.surface_views import SurfaceView, intrinsics, object_size, surface_views
-from tasks.cameras.world_frame import world_of
+from tasks.cameras.world_frame import box_around, world_of
 from tasks.capture.camera import Camera
+from tasks.capture.subject import Box
 from tasks.capture.views import View
 from tasks.geometry.depth_noise import DepthNoise, measured_noise
 
@@ -45,6 +46,7 @@ SIMILAR, FOLLOWING = 12, 3
 STILL_TURN, STILL_SHIFT = np.radians(1.0), 0.01  # cameras that move by less, and by less of their distance, stand still
 AMBIGUOUS_MARGIN = 0.1  # of the support, that a second solution loses at least where the first one is certain
 MOST_DOUBTED = 8  # views, evenly chosen, whose second solutions are tried
+ONE_SIDED = 0.55  # length of the mean direction to the cameras: 0 all around, 0.64 for half of the way, 1 for one place
 AMBIGUOUS_SHARE = 0.15  # of the views without such a margin, or that slide, from which a capture is ambiguous
 
 
@@ -76,14 +78,22 @@ class FoundCameras:
     """Views, of those that were tried, that can be moved without any loss: on planes, on bodies of revolution"""
     object_moves: bool | None
     """True if the object turned before a still background, False if the cameras moved; None: no background is seen"""
+    box: Box | None = None
+    """Around the object, if it turned before a still background: all else does not fit the cameras"""
 
 
-def find(views: Sequence[View], sensor: DepthNoise | None = None, progress: Progress | None = None) -> FoundCameras:
+def find(
+    views: Sequence[View],
+    sensor: DepthNoise | None = None,
+    progress: Progress | None = None,
+    object_moves: bool | None = None,
+) -> FoundCameras:
     """Find the camera of every view that has depth.
 
     views: with a camera if its intrinsics are known (its pose is not used); the focal length is solved for if any
     view has none. sensor: noise of the depth, measured here if not given. progress: called with the share done and
-    what is being done.
+    what is being done. object_moves: True if the object turned before a still background, False if the cameras moved;
+    None: found out.
     """
     tell = progress or (lambda share, what: None)
     left_out = {view.name: "it has no depth of the object" for view in views if not _usable(view)}
@@ -95,7 +105,11 @@ def find(views: Sequence[View], sensor: DepthNoise | None = None, progress: Prog
         views = [replace(view, camera=None) for view in views]
     sensor = sensor or measured_noise([view.depth for view in views if view.depth is not None])
     masked = any(view.has_mask for view in views)
-    turning = without_still_background(views, sensor)
+    turning = None if object_moves is False else without_still_background(views, sensor, sure=bool(object_moves))
+    if object_moves and turning is None and not masked:
+        return _refused(
+            left_out, "nothing is seen to move before a still background: cut the object out (alpha)", known
+        )
     views = turning or views
     rng = np.random.default_rng(0)
     tell(0.0, "features")
@@ -285,9 +299,10 @@ def _told(
         ambiguous = (
             f"{len(doubtful)} of {len(doubted)} views fit about as well when they are turned by {angle:.0f} degrees"
         )
-    world = world_of([assembly.surfaces[view] for view in posed], poses, assembly.zoom)
+    surfaces = [assembly.surfaces[view] for view in posed]
+    poses = world_of(surfaces, poses, assembly.zoom) @ poses
     cameras = {}
-    for view, pose in zip(posed, world @ poses, strict=True):
+    for view, pose in zip(posed, poses, strict=True):
         camera = intrinsics(views[view])
         cameras[views[view].name] = replace(
             camera,
@@ -295,6 +310,8 @@ def _told(
             fl_y=camera.fl_y * assembly.zoom,
             camera_to_world=pose @ GL_TO_PINHOLE,
         )
+    if ambiguous is None and moves is not False and _one_sided(cameras.values()):
+        ambiguous = "all views would be of one side of the object: if they are not, its sides look alike"
     return FoundCameras(
         cameras,
         dict(left_out),
@@ -308,4 +325,15 @@ def _told(
         float(np.median([second.margin for second in seconds])),
         free,
         moves,
+        box_around(surfaces, poses, assembly.zoom) if moves else None,
     )
+
+
+def _one_sided(cameras: Iterable[Camera]) -> bool:
+    """True if the cameras stand on one side of the object, seen from above; one after another around it, they do not.
+
+    A shape that repeats itself explains its views from there too. Cameras high above it count little.
+    """
+    centres = np.stack([camera.centre for camera in cameras])
+    sideways = centres[:, :2] / np.linalg.norm(centres, axis=1, keepdims=True)
+    return float(np.linalg.norm(sideways.mean(axis=0)) / np.linalg.norm(sideways, axis=1).mean()) > ONE_SIDED

@@ -5,13 +5,17 @@ The stage `find_cameras` asks for it where the given cameras contradict the dept
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tasks.cameras.conflict import Floats, compare, inverse
-from tasks.cameras.explanations import DepthFormat, Explanation, Told, as_given, explanations
+from tasks.cameras.conflict import GL_TO_PINHOLE, Floats, compare, inverse
+from tasks.cameras.depth_explanations import along_the_ray, of_depth
+from tasks.cameras.explanations import DepthFormat, Explanation, Told, as_given, scaled, with_parallax, without_scale
+from tasks.cameras.lens_explanations import of_another_focal_length, of_intrinsics
+from tasks.cameras.pose_explanations import of_matrices
 from tasks.capture.views import View
 
 VIEWS = 12  # that are tried, evenly spread over the capture
@@ -46,6 +50,8 @@ MIN_AGREEMENT = 0.1
 MOST_CONFLICT = 0.4
 GAIN = 1.25
 LEFT = 0.6
+# A slight mistake holds if it leaves so little of the conflict, and most of the agreement
+SLIGHT_LEFT, SLIGHT_AGREEMENT = 0.25, 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +98,8 @@ def find_mistake(views: Sequence[View], stored: DepthFormat) -> Told:
 
     Every view has a camera and depth.
     """
-    chosen = [views[index] for index in _spread(len(views))]
+    indices = np.array(_spread(len(views)))
+    chosen = [views[index] for index in indices]
     if len(chosen) < 2:
         return None
     given = as_given(chosen)
@@ -100,7 +107,7 @@ def find_mistake(views: Sequence[View], stored: DepthFormat) -> Told:
     if now.fair.agree > SUSPECT_AGREEMENT and (
         now.fair.contradicted < SUSPECT_CONFLICT and now.close.contradicted < SUSPECT_CONFLICT_CLOSE
     ):
-        return None
+        return None if now.close.contradicted < CERTAIN else _slight(now)
     gross = now.fair.agree < WITHOUT
 
     def holds(found: Found) -> bool:
@@ -109,17 +116,52 @@ def find_mistake(views: Sequence[View], stored: DepthFormat) -> Told:
         return better and found.fair.agree >= MIN_AGREEMENT and found.fair.contradicted <= MOST_CONFLICT
 
     best, promising = now, MIN_AGREEMENT
-    for explanation in explanations(chosen, given, stored):
+    for explanation in _explanations(views, indices, given, stored):
         if not len(explanation.factors):
             continue  # it puts all cameras in one place, which no two views can contradict
         first = judged(explanation, explanation.factors, COARSE)
         if first.quality < promising and not explanation.finer():
             continue
         promising = max(promising, PROMISING * first.quality)
-        best = max(best, _closer(first), key=lambda each: each.quality)
-        if best is not now and best.close.contradicted < (LIKELY if gross else CERTAIN) and holds(best):
+        found = _closer(first)
+        better = found.quality > best.quality
+        likely = gross and better and found.close.contradicted < LIKELY
+        if holds(found) and (likely or found.close.contradicted < CERTAIN):
+            best = found
             break
+        best = found if better else best
     return best.close.explanation.told(best.close.factor) if holds(best) else None
+
+
+def _explanations(
+    views: Sequence[View], indices: NDArray[np.intp], given: Explanation, stored: DepthFormat
+) -> Iterator[Explanation]:
+    """Every mistake that is tried, the simplest first. given: `as_given` of the views with these indices."""
+    yield replace(given, factors=with_parallax(given), told=lambda factor: scaled(factor, stored))
+    yield from of_matrices(given, stored)
+    poses = np.stack([view.camera.camera_to_world for view in views if view.camera is not None]) @ GL_TO_PINHOLE
+    for order, reordered in (
+        ("each has that of the view before", poses[(indices + 1) % len(poses)]),
+        ("each has that of the next view", poses[indices - 1]),
+        ("they are in the opposite order", poses[::-1][indices]),
+    ):
+        what, todo = f"the cameras belong to other views: {order}", "check which frame names which view"
+        yield without_scale(replace(given, poses=reordered), what, todo)
+    yield from of_depth([views[index] for index in indices], given, stored)
+    yield from of_intrinsics(given)
+
+
+def _slight(now: Found) -> Told:
+    """Tell a mistake that bends the depth too little to make views suspect; refined cameras would hide it."""
+    for explanation in (along_the_ray(now.close.explanation), of_another_focal_length(now.close.explanation)):
+        found = _closer(judged(explanation, explanation.factors, CLOSE)).close
+        if (
+            found.contradicted <= SLIGHT_LEFT * now.close.contradicted
+            and found.agree >= SLIGHT_AGREEMENT * now.close.agree
+            and (told := found.explanation.told(found.factor)) is not None
+        ):
+            return told
+    return None
 
 
 def judged(explanation: Explanation, factors: Floats, look: Look) -> Judged:

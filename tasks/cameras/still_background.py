@@ -32,8 +32,11 @@ LEAST_MOVING = 0.003  # share of the frame
 CLOSED_PX = 2
 
 
-def without_still_background(views: Sequence[View], sensor: DepthNoise) -> list[View] | None:
-    """The views with what moves alone, if the background stays where it is; None if it does not, or is cut out."""
+def without_still_background(views: Sequence[View], sensor: DepthNoise, *, sure: bool = False) -> list[View] | None:
+    """The views with what moves alone, if the background stays where it is; None if it does not, or is cut out.
+
+    sure: it is known that the background stays, however little of it is seen.
+    """
     shapes = {view.depth.shape for view in views if view.depth is not None}
     if len(shapes) != 1 or any(view.has_mask or view.depth is None for view in views):
         return None
@@ -44,9 +47,9 @@ def without_still_background(views: Sequence[View], sensor: DepthNoise) -> list[
     grey = np.stack([_grey(view, columns, rows) for view in views])
     known = (depth > 0).mean(axis=0) > 0.5
     measured = np.where(depth > 0, depth, np.nan)
-    near, far = (np.nan_to_num(_percentile(measured, known, share)) for share in SPREAD)
+    near, far = (_percentile(measured, known, share) for share in SPREAD)
     still = known & (far - near < np.maximum(BEHIND * far, SIGMAS * sensor.at(far) + sensor.step_at(far)))
-    if still.mean() < LEAST_STILL or grey[:, still].std(axis=0).mean() > STILL_GREY * grey.mean(axis=0)[still].std():
+    if not still.any() or not (sure or _stays(still, grey)):
         return None
     moving = ndimage.binary_closing(known & ~still, iterations=CLOSED_PX)
     moving = ndimage.binary_fill_holes(ndimage.binary_opening(moving))
@@ -63,9 +66,20 @@ def without_still_background(views: Sequence[View], sensor: DepthNoise) -> list[
     return [_cut_out(view, largest, background) for view in views]
 
 
+def _stays(still: NDArray[np.bool_], grey: Map) -> bool:
+    """True if so much of the frame has the same depth and grey values (n, h, w) in all views that the cameras stand."""
+    change, contrast = grey[:, still].std(axis=0).mean(), grey.mean(axis=0)[still].std()
+    return bool(still.mean() >= LEAST_STILL and change <= STILL_GREY * contrast)
+
+
 def _percentile(values: Map, known: NDArray[np.bool_], share: float) -> Map:
+    """The percentile over views (n, h, w), without NaN, of the pixels where most views have a value; else 0."""
+    ordered = np.sort(values[:, known], axis=0)  # NaN comes last; np.nanpercentile takes a hundred times as long
+    place = share / 100 * (np.isfinite(ordered).sum(axis=0) - 1)
+    below, column = np.floor(place).astype(np.intp), np.arange(len(place))
+    low, high = ordered[below, column], ordered[np.ceil(place).astype(np.intp), column]
     result = np.zeros(known.shape)
-    result[known] = np.nanpercentile(values[:, known], share, axis=0)
+    result[known] = low + (place - below) * (high - low)
     return result
 
 

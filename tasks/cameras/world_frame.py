@@ -1,4 +1,4 @@
-"""The world of found cameras: z up, the origin under the object. `finding` calls it."""
+"""The world of found cameras: z up, the origin under the object, and a box around that. `finding` calls it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tasks.cameras.pairs import assembled
 from tasks.cameras.surface_views import SurfaceView, merged, object_size
+from tasks.capture.subject import Box
 
 Floats = NDArray[np.float64]
 
@@ -18,6 +19,8 @@ TRIES = 300  # random planes
 THICKNESS = 0.01  # of the object's size, beside the noise
 THICKNESS_SIGMAS = 3.0
 LEAST_PLANE = 0.15  # share of all readings on a supporting plane
+OUTERMOST = (0.5, 99.5)  # percentiles of places: beyond there may be stray readings
+MARGIN = 0.05  # of the longest side
 FOOT = 1.0  # percentile of heights: where no plane is seen, the object stands there
 
 
@@ -42,6 +45,14 @@ def world_of(surfaces: Sequence[SurfaceView], poses: Floats, zoom: float) -> Flo
         level = turned[normals @ plane > LEVEL]
         foot = float(np.median(level[:, 2]))
     return assembled(upright, -np.array([middle[0], middle[1], foot]))
+
+
+def box_around(surfaces: Sequence[SurfaceView], poses: Floats, zoom: float) -> Box:
+    """A box around all that the views show, along the axes of their world, a little larger. poses: as in `world_of`."""
+    points, _ = merged(surfaces, poses, zoom, READINGS)
+    low, high = np.percentile(points, OUTERMOST, axis=0)
+    margin = MARGIN * (high - low).max()
+    return Box.between(np.stack([low - margin, high + margin]))
 
 
 def _level_plane(points: Floats, normals: Floats, up: Floats, thickness: float) -> Floats | None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from tasks.capture.colour_profile import to_srgb
 from tasks.capture.enlarged_depth import native_pixels
@@ -41,6 +42,7 @@ _EXR_DEPTH_NAMES = ("z", "depth", "y", "v", "r")
 _EXR_CHANNELS = 4
 # OpenEXR prints its complaints to stdout, which belongs to --json; only one thread at a time can redirect it.
 _EXR_LOCK = Lock()
+_TIFF_BITS = 258  # the tag BitsPerSample: a number for each channel
 _PNG_SEVERAL_CHANNELS = {2: "RGB", 4: "LA (grey with alpha)", 6: "RGBA"}
 _PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
 _SAVE_DEPTH = "save depth as 16-bit grey PNG, or as 32-bit float TIFF, EXR or NPY in metres"
@@ -229,6 +231,9 @@ def _decode_grey(path: str, data: bytes, formats: tuple[str, ...], max_pixels: i
         # Pillow would give its upper 8 bits
         raise DecodeError(_no_depth(path, f"16-bit {_PNG_SEVERAL_CHANNELS[data[25]]} pixels, several channels"))
     with _open(path, data, formats, max_pixels) as image:
+        bits = image.tag_v2.get(_TIFF_BITS, ()) if isinstance(image, TiffImageFile) else ()
+        if len(bits) > 1 and max(bits) > 8:  # of these too Pillow would give the upper 8 bits
+            raise DecodeError(_no_depth(path, f"{max(bits)}-bit {image.mode} pixels, several channels"))
         if image.mode in ("F", "L"):
             return np.asarray(image)
         if image.mode.startswith("I;16"):

@@ -143,7 +143,7 @@ def infer(
     named = [name for name in capture.view_names if name in posed or not runs.needs.cameras]
     names = chosen(named, min(limits, default=None), capture.sharpness)
     with progress_artifact("infer") as progress:
-        views = list(capture.views(names, posed))
+        views = list(cameras.views_of(capture, names))
         output = runs.reconstruct(views, parameters, progress)
         to_capture, registration = _placed(output, views)
     (folder / RESULT).write_bytes(output.to_safetensors())

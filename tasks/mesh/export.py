@@ -148,7 +148,7 @@ def _native(
     except ValueError as error:
         raise ExportFailed(f"{capture.id}: {error}") from error
     unwrapped = unwrap(simplified.vertices, simplified.faces, parameters.texture_px)
-    seen = () if to_capture is None else capture.views(reconstruction.views, cameras.by_view())
+    seen = () if to_capture is None else cameras.views_of(capture, reconstruction.views)
     views = [view.of(subject) for view in seen if view.camera is not None]
     texture, coverage = bake(unwrapped, views, parameters.texture_px, colours, gaussians)
     return _Exported(unwrapped, texture, coverage, FAST_SIMPLIFICATION, simplified.error, simplified.limit)

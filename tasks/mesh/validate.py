@@ -190,7 +190,7 @@ def validate_mesh(folder: Path, mesh: Mesh, capture: Capture, cameras: CaptureCa
     """Measure, check and render the mesh; a mesh below the floor is a result, not an error."""
     loaded, summary = measure(mesh.glb(), mesh)
     subject = None if mesh.surface is None else mesh.surface.subject
-    seen = capture.views(placed=cameras.by_view()) if mesh.metric else ()
+    seen = cameras.views_of(capture) if mesh.metric else ()
     points = captured_points(view.of(subject) for view in seen)
     checks = checks_of(loaded, summary, points, limits, mesh.surface) + simplification_checks(mesh, summary)
     (folder / "previews").mkdir()

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from flows.cli.conventions import parameters_of
 from tasks.cameras.find_cameras import PICTURE, CaptureCameras, find_cameras
 from tasks.cameras.finding import FoundCameras
 from tasks.capture.listing import list_capture
 from tasks.capture.stage_capture import Capture, stage_capture
+from tasks.capture.subject import Box
 from tasks.errors import CaptureRefused
 from tasks.settings import CameraParameters
 from tasks.store.results import store
@@ -134,6 +136,24 @@ def test_without_cameras_the_refusal_says_why(truth: Truth, mode: Literal["given
         find_cameras(stage_capture(list_capture(str(truth.folder))), CameraParameters(mode=mode), FUSION)
 
 
+@pytest.mark.parametrize(("written", "means"), [("auto", None), ("true", True), ("false", False)])
+def test_a_person_may_say_whether_the_object_moves(
+    written: str, means: bool | None, truth: Truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[bool | None] = []
+
+    def refuse(views: object, progress: object, object_moves: bool | None) -> FoundCameras:
+        said.append(object_moves)
+        raise CaptureRefused("box", [])
+
+    monkeypatch.setattr("tasks.cameras.find_cameras.find", refuse)
+    (truth.folder / "transforms.json").unlink()
+    parameters = parameters_of([f"cameras.object_moves={written}"]).cameras
+    with pytest.raises(CaptureRefused):
+        find_cameras(stage_capture(list_capture(str(truth.folder))), parameters, FUSION)
+    assert said == [means]
+
+
 def test_found_cameras_are_what_later_stages_get(truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"view_{index:03d}" for index in range(9)]
     answer = FoundCameras(
@@ -150,7 +170,7 @@ def test_found_cameras_are_what_later_stages_get(truth: Truth, monkeypatch: pyte
         unconstrained=(),
         object_moves=None,
     )
-    monkeypatch.setattr("tasks.cameras.find_cameras.find", lambda views, progress: answer)
+    monkeypatch.setattr("tasks.cameras.find_cameras.find", lambda views, progress, object_moves: answer)
     (truth.folder / "transforms.json").unlink()
     capture = stage_capture(list_capture(str(truth.folder)))
     found = find_cameras(capture, AUTO, FUSION)
@@ -158,3 +178,19 @@ def test_found_cameras_are_what_later_stages_get(truth: Truth, monkeypatch: pyte
     assert [view.name for view in found.left_out] == ["view_009"]
     assert [warning.what for warning in found.warnings][1] == "may be wrong: the shape repeats itself"
     assert [view.camera is not None for view in capture.views(placed=found.by_view())] == [True] * 9 + [False]
+
+
+def test_of_an_object_that_turned_later_stages_see_nothing_else(truth: Truth) -> None:
+    """Here the box is around its upper half."""
+    capture = moved(truth, as_it_is)
+    low, high = truth.mesh.bounds
+    upper = Box.between(np.array([[*low[:2], (low[2] + high[2]) / 2], high]))
+    given = find_cameras(capture, AUTO, FUSION)
+    seen = list(given.model_copy(update={"box": upper}).views_of(capture, capture.view_names[:4]))
+    assert [view.name for view in seen] == list(capture.view_names[:4])
+    for view, whole in zip(seen, given.views_of(capture), strict=False):
+        assert view.depth is not None and view.camera is not None and whole.depth is not None
+        rows, columns = np.nonzero(view.depth)
+        camera = view.camera.resized(*view.depth.shape[::-1])
+        assert upper.holds(camera.points(rows, columns, view.depth[rows, columns])).all()
+        assert (view.depth > 0).sum() < (whole.depth > 0).sum()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import trimesh
 from scipy.spatial.transform import Rotation
 
 from tasks.cameras.conflict import GL_TO_PINHOLE, inverse
@@ -16,10 +17,11 @@ from tasks.cameras.pairs import rigid_motions, turned
 from tasks.cameras.still_background import without_still_background
 from tasks.cameras.surface_views import surface_views
 from tasks.cameras.world_frame import world_of
+from tasks.capture.camera import Camera
 from tasks.capture.views import View
 from tasks.geometry.depth_noise import DepthNoise
 from tasks.geometry.render import RayScene, render
-from tests.synthetic import Points, orbit_cameras, pattern, shape_mesh, solid_colours
+from tests.synthetic import Points, cameras_around, orbit_cameras, pattern, shape_mesh, solid_colours
 
 EXACT = DepthNoise((0, 0), (1e-5, 0))
 SIZE = 192
@@ -31,11 +33,35 @@ def painted(points: Points) -> np.ndarray:
     return 128 + 60 * spots + 0.4 * (pattern(points) - 128)
 
 
+def grey(points: Points) -> np.ndarray:
+    return np.full((len(points), 3), 150.0)
+
+
+def five_times(points: Points) -> np.ndarray:
+    """Spots that are the same on each fifth of the way around the z axis."""
+    turn = np.mod(np.arctan2(points[:, 1], points[:, 0]), 2 * np.pi / 5)
+    radius = np.hypot(points[:, 0], points[:, 1])
+    return painted(np.column_stack([radius * np.cos(turn), radius * np.sin(turn), points[:, 2]]))
+
+
 def views_of(shape: str, count: int, *, plain: bool = False, size: int = SIZE) -> list[View]:
     mesh = shape_mesh(shape)
-    scene = RayScene(mesh, solid_colours((lambda points: np.full((len(points), 3), 150.0)) if plain else painted))
+    cameras = orbit_cameras(mesh, count, size, rng=np.random.default_rng(0))
+    return seen_by(cameras, mesh, grey if plain else painted)
+
+
+def around(mesh: trimesh.Trimesh, count: int, size: int = 128) -> Sequence[Camera]:
+    """Cameras in one circle, a little above."""
+    rng = np.random.default_rng(0)
+    turns = 2 * np.pi * np.arange(count) / count + rng.normal(0, 0.03, count)
+    offsets = np.column_stack([np.cos(turns), np.sin(turns), 0.45 + rng.normal(0, 0.02, count)])
+    return cameras_around(mesh, 0.7 * offsets, size, rolls=rng.uniform(-0.05, 0.05, count))
+
+
+def seen_by(cameras: Sequence[Camera], mesh: trimesh.Trimesh, paint: Callable[[Points], np.ndarray]) -> list[View]:
+    scene = RayScene(mesh, solid_colours(paint))
     views = []
-    for index, camera in enumerate(orbit_cameras(mesh, count, size, rng=np.random.default_rng(0))):
+    for index, camera in enumerate(cameras):
         rendering = render(scene, camera)
         views.append(View(f"view_{index:03d}", rendering.image, rendering.mask, rendering.depth, camera))
     return views
@@ -95,23 +121,93 @@ def test_an_object_without_texture_never_passes_as_certain(shape: str) -> None:
     assert found.refusal is not None or found.ambiguous is not None
 
 
-def test_a_still_background_is_taken_away_from_an_object_that_turns(bowl: list[View]) -> None:
-    rng = np.random.default_rng(0)
-    backdrop = np.repeat(np.repeat(rng.integers(0, 255, (24, 24, 3), np.uint8), 8, axis=0), 8, axis=1)
+def before_a_wall(views: Sequence[View], backdrop: np.ndarray) -> list[View]:
+    """The object turned before a wall with this picture (h, w, 3), 1.8 m away."""
     wall = np.full((SIZE, SIZE), 1.8, np.float32)
     filmed = []
-    for view in bowl:
+    for view in views:
         image = np.where(view.mask[..., None], view.image, backdrop)
         depth = np.where(view.mask, view.depth, wall)
         filmed.append(replace(view, image=image, depth=depth, mask=np.ones_like(view.mask)))
-    alone = without_still_background(filmed, EXACT)
+    return filmed
+
+
+def assert_cut_out(alone: Sequence[View] | None, views: Sequence[View]) -> None:
     assert alone is not None
-    for view, cut in zip(bowl, alone, strict=True):
+    for view, cut in zip(views, alone, strict=True):
         assert (view.mask & cut.mask).sum() > 0.95 * (view.mask | cut.mask).sum()
 
 
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param(trimesh.creation.cylinder(0.09, 0.2), id="cylinder"),
+        pytest.param(trimesh.creation.box((0.2, 0.2, 0.2)), id="cube"),
+        pytest.param(trimesh.creation.box((0.5, 0.01, 0.5)), id="plate"),
+    ],
+)
+def test_a_plain_body_is_refused(mesh: trimesh.Trimesh) -> None:
+    assert find(seen_by(around(mesh, 8), mesh, grey), EXACT).refusal is not None
+
+
+def test_five_views_of_sides_that_look_alike_are_doubted() -> None:
+    """They fit perfectly as five views of one side."""
+    mesh = trimesh.creation.cylinder(0.1, 0.2, sections=200)
+    found = find(seen_by(around(mesh, 5, 96), mesh, five_times), EXACT)
+    assert found.refusal is not None or found.ambiguous is not None
+
+
+def test_a_surface_that_slides_along_itself_is_doubted() -> None:
+    """Rings of colour around a cylinder: any turn about its axis fits."""
+    mesh = trimesh.creation.cylinder(0.09, 0.2, sections=200)
+    found = find(seen_by(around(mesh, 4, 96), mesh, lambda points: painted(points * [0, 0, 1])), EXACT)
+    assert found.refusal is not None or found.ambiguous is not None
+
+
+def test_of_two_objects_one_is_left_out_or_both(bowl: list[View]) -> None:
+    ring = shape_mesh("torus")
+    others = [replace(view, name=f"ring_{view.name}") for view in seen_by(around(ring, 3, SIZE), ring, painted)]
+    found = find([*bowl[:5], *others], EXACT)
+    assert not {view.name for view in others} & found.cameras.keys() or not found.cameras.keys() & {
+        view.name for view in bowl
+    }
+
+
+def test_a_still_background_is_taken_away_from_an_object_that_turns(bowl: list[View]) -> None:
+    rng = np.random.default_rng(0)
+    backdrop = np.repeat(np.repeat(rng.integers(0, 255, (24, 24, 3), np.uint8), 8, axis=0), 8, axis=1)
+    assert_cut_out(without_still_background(before_a_wall(bowl, backdrop), EXACT), bowl)
+
+
+def test_a_plain_background_is_still_if_a_person_says_so(bowl: list[View]) -> None:
+    """It could as well be a plain table around which the cameras moved."""
+    filmed = before_a_wall(bowl, np.random.default_rng(0).integers(120, 125, (SIZE, SIZE, 3), np.uint8))
+    flickering = [
+        replace(view, image=np.clip(view.image.astype(int) + 3 * k, 0, 255).astype(np.uint8))
+        for k, view in enumerate(filmed)
+    ]
+    assert without_still_background(flickering, EXACT) is None
+    assert_cut_out(without_still_background(flickering, EXACT, sure=True), bowl)
+
+
+def open_frames(views: Sequence[View]) -> list[View]:
+    return [replace(view, mask=np.ones_like(view.mask)) for view in views]
+
+
 def test_a_background_that_moves_with_the_object_stays(bowl: list[View]) -> None:
-    assert without_still_background([replace(view, mask=np.ones_like(view.mask)) for view in bowl], EXACT) is None
+    assert without_still_background(open_frames(bowl), EXACT) is None
+    found = find(open_frames(bowl), EXACT, object_moves=True)
+    assert found.refusal is not None and "nothing is seen to move" in found.refusal
+
+
+def test_no_background_is_sought_if_a_person_says_that_the_cameras_moved(
+    bowl: list[View], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = []
+    monkeypatch.setattr("tasks.cameras.finding.without_still_background", lambda *given, **more: searched.append(given))
+    monkeypatch.setattr("tasks.cameras.finding.candidate_pairs", lambda found: [])  # nothing else is tried
+    find(open_frames(bowl)[:4], EXACT, object_moves=False)
+    assert not searched
 
 
 def test_too_few_views_are_refused(bowl: list[View]) -> None:

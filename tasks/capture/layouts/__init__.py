@@ -81,7 +81,7 @@ def read_layout(paths: Collection[str], read: Reader, part: str = "") -> Layout:
 def _without_gaps(layout: Layout) -> Layout:
     """A recording without the frames that lack a depth map or a pose which most of the others have.
 
-    Devices drop frames, and save colour and depth at rates of their own: that is no fault of a person.
+    Devices drop frames, and save colour and depth at different rates: nobody made a mistake there.
     """
     kept, warnings = layout.views, list(layout.warnings)
     for lacking, fault in (

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from tasks.capture.folder_tree import Folder
-from tasks.capture.given_cameras import GivenCameras
-from tasks.capture.layout import Reader, ViewFiles
+from tasks.capture.given_cameras import MILLIMETRE, GivenCameras
+from tasks.capture.layout import DEPTH, Reader, ViewFiles
+from tasks.capture.layouts.poses import CameraList
 from tasks.errors import Problem
 
 
@@ -31,8 +32,19 @@ class Layout:
     """Depth maps without a view"""
     duplicates: tuple[tuple[str, ...], ...] = ()
     """Groups of files with one name; the first of each group is used"""
-    depth_folder: str = "depth"
+    depth_folder: str = DEPTH
     """Folder that its depth maps belong in"""
+
+
+@dataclass
+class Pairs:
+    """Pictures and depth maps of a capture, put together by name."""
+
+    views: list[ViewFiles] = field(default_factory=list)
+    unmatched_depth: list[str] = field(default_factory=list)
+    """Depth maps without a view"""
+    duplicates: list[tuple[str, ...]] = field(default_factory=list)
+    """Groups of files with one name"""
 
 
 class LayoutReader(ABC):
@@ -67,13 +79,13 @@ class LayoutReader(ABC):
         """Paths of files that look like content and are ignored."""
         return ()
 
-
-@dataclass
-class Pairs:
-    """Pictures and depth maps of a capture, put together by name."""
-
-    views: list[ViewFiles] = field(default_factory=list)
-    unmatched_depth: list[str] = field(default_factory=list)
-    """Depth maps without a view"""
-    duplicates: list[tuple[str, ...]] = field(default_factory=list)
-    """Groups of files with one name"""
+    def recorded(self, pairs: Pairs, found: CameraList, depth_folder: str = DEPTH) -> Layout:
+        """The capture of a device that saves pictures, depth maps in millimetres or metres, and its own cameras."""
+        return Layout(
+            self.name,
+            tuple(pairs.views),
+            found.cameras(MILLIMETRE),
+            tuple(found.problems),
+            duplicates=tuple(pairs.duplicates),
+            depth_folder=depth_folder.lstrip("/"),
+        )

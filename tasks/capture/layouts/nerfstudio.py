@@ -58,10 +58,12 @@ class NerfstudioLayout(LayoutReader):
         problems = found.problems
         if found.lens is not None and not found.frames:  # intrinsics without poses
             views = paired(pictures, depth_maps).views
-            return Layout(self.name, tuple(views), given_cameras(found, {view.image: view.name for view in views}))
+            return Layout(
+                self.name, tuple(views), given_cameras(found, {view.image: view.name for view in views}, lists[0])
+            )
         named = {frame.image for frame in found.frames}
         found.frames = [_of_reduced(frame) for frame in found.frames]
-        chosen, cameras = with_frames(_views(named, depth_maps, found), found)
+        chosen, cameras = with_frames(_views(named, depth_maps, found), found, lists[0])
         left_out = [path for path in pictures if path not in named] if named else []
         return Layout(
             self.name,

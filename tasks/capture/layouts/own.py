@@ -65,8 +65,10 @@ class OwnLayout(LayoutReader):
         )
 
 
-def with_frames(views: Iterable[ViewFiles], found: TransformsFile) -> tuple[tuple[ViewFiles, ...], GivenCameras]:
-    """The views with the files that their frames name, and their cameras."""
+def with_frames(
+    views: Iterable[ViewFiles], found: TransformsFile, source: str = TRANSFORMS
+) -> tuple[tuple[ViewFiles, ...], GivenCameras]:
+    """The views with the files that their frames name, and their cameras. source: path of the file of frames."""
     named = {each.image: each for each in found.frames}
     chosen = tuple(
         replace(view, depth=frame.depth or view.depth, mask=frame.mask or view.mask)
@@ -74,7 +76,7 @@ def with_frames(views: Iterable[ViewFiles], found: TransformsFile) -> tuple[tupl
         else view
         for view in views
     )
-    return chosen, given_cameras(found, {view.image: view.name for view in chosen})
+    return chosen, given_cameras(found, {view.image: view.name for view in chosen}, source)
 
 
 def _own_files(folder: Folder) -> list[str]:

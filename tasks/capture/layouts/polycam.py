@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, FiniteFloat, PositiveInt
 
 from tasks.capture.folder_tree import Folder, stem
-from tasks.capture.given_cameras import MILLIMETRE, Positive
+from tasks.capture.given_cameras import Positive
 from tasks.capture.layout import Reader
 from tasks.capture.layouts.layout_reader import Layout, LayoutReader
 from tasks.capture.layouts.pairing import paired
@@ -93,14 +93,7 @@ class PolycamLayout(LayoutReader):
             pose = np.eye(4)
             pose[:3] = [[getattr(given, f"t_{row}{column}") for column in range(4)] for row in _AXES]
             found.add(view.name, lens, from_y_up(pose), files[view.name])
-        return Layout(
-            self.name,
-            tuple(pairs.views),
-            found.cameras(MILLIMETRE),
-            tuple(found.problems),
-            duplicates=tuple(pairs.duplicates),
-            depth_folder=f"{keyframes.path}/depth".lstrip("/"),
-        )
+        return self.recorded(pairs, found, keyframes.at("depth").path)
 
 
 def _keyframes(folder: Folder) -> Folder:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from pydantic import BaseModel, PositiveInt
 
 from tasks.capture.folder_tree import Folder
-from tasks.capture.given_cameras import MILLIMETRE
 from tasks.capture.layout import Reader
 from tasks.capture.layouts.layout_reader import Layout, LayoutReader
 from tasks.capture.layouts.pairing import frame_number, paired
@@ -71,14 +70,7 @@ class Record3DLayout(LayoutReader):
                 found.add(view.name, lens, from_y_up(pose), f"{found.source} poses[{index}]")
         except BadFile as error:
             found.problems.append(error.problem)
-        return Layout(
-            self.name,
-            tuple(pairs.views),
-            found.cameras(MILLIMETRE),
-            tuple(found.problems),
-            duplicates=tuple(pairs.duplicates),
-            depth_folder=inner.at("depth").path.lstrip("/"),
-        )
+        return self.recorded(pairs, found, inner.at("depth").path)
 
 
 def _inner(folder: Folder) -> Folder:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tasks.capture.folder_tree import Folder
-from tasks.capture.given_cameras import MILLIMETRE
 from tasks.capture.layout import Reader
 from tasks.capture.layouts.layout_reader import Layout, LayoutReader
 from tasks.capture.layouts.pairing import frame_number, paired
@@ -62,13 +61,7 @@ class StrayScannerLayout(LayoutReader):
                 row = poses.get(frame_number(view.name))
                 pose = None if row is None else from_y_up(from_opencv(of_quaternion(row[3:], row[:3])))
                 found.add(view.name, lens, pose)
-        return Layout(
-            self.name,
-            tuple(pairs.views),
-            found.cameras(MILLIMETRE),
-            tuple(found.problems),
-            duplicates=tuple(pairs.duplicates),
-        )
+        return self.recorded(pairs, found)
 
 
 def _poses(read: Reader, path: str) -> Iterable[tuple[str, list[float]]]:
