@@ -149,7 +149,7 @@ class Assembly:
 
 def pair_quality(hypothesis: Hypothesis, limit: float) -> float:
     """One number to compare pairs by."""
-    return float(quality(np.float64(hypothesis.support), np.float64(hypothesis.conflict), limit))
+    return float(quality(np.array(hypothesis.support), np.array(hypothesis.conflict), limit))
 
 
 def _spread(views: list[int], most: int) -> list[int]:

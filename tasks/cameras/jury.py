@@ -106,18 +106,6 @@ class Jury:
         different = np.nan_to_num(_median(np.stack(textures)))
         return Verdict(agree.mean(axis=1), conflict, _mean_colour(_median(np.stack(colours))), different)
 
-    def other_textures(self, posed: Mapping[int, Floats]) -> Floats:
-        """Share of the texture (n, n) that every two posed views do not have in common; NaN if they see none."""
-        views = list(posed)
-        found = np.full((len(views), len(views)), np.nan)
-        for row, one in enumerate(views):
-            for column, other in enumerate(views[:row]):
-                motion = (inverse(posed[other]) @ posed[one])[None]
-                both = (self._one_way(one, other, motion), self._one_way(other, one, inverse(motion)))
-                agree, _, _, mine, seen = (np.concatenate(each, axis=1) for each in zip(*both, strict=True))
-                found[row, column] = found[column, row] = _other_texture(agree, mine, seen)[0]
-        return found
-
     def conflicts(self, posed: Mapping[int, Floats]) -> Floats:
         """The conflict (n, n) of every two posed views, the larger one of both directions."""
         views = list(posed)

@@ -32,11 +32,11 @@ COARSE_SLACK, FINE_SLACK = 0.012, 0.006  # of the evidence before and after a pa
 PLAUSIBLE = -0.15  # quality, with conflicts that count less, from which a hypothesis is refined
 PLAUSIBLE_CONFLICT_WEIGHT = 2.0
 REFINED = 24  # hypotheses a view, at most
-# The limit of conflicts: of exact depth; as a multiple of what right pairs have, which are those of similar views (others
-# contradict more); and where it would allow anything
-LEAST_LIMIT, LIMIT_FACTOR, LARGEST_LIMIT = 0.015, 5.0, 0.15
+# The limit of conflicts: of exact depth; as a multiple of what the best pairs have, which are those of similar views:
+# others contradict more; and where it would allow anything
+LEAST_LIMIT, LIMIT_FACTOR, LARGEST_LIMIT = 0.015, 20.0, 0.15
 SURE_INLIERS = 30
-RIGHT_SHARE = 0.9  # quantile of the best supported pairs: their textures are the same, so they are right
+RIGHT_SHARE = 0.25  # quantile of the best supported pairs: on shapes that repeat themselves, more than half are wrong
 PAIR_READINGS, PAIR_ITERATIONS = 300, 8
 PAIR_GATES = (0.025, 0.008)
 
