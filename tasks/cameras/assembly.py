@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tasks.cameras.conflict import inverse
 from tasks.cameras.joint_refinement import Refined, refine
-from tasks.cameras.jury import Jury, Verdict
+from tasks.cameras.jury import Jury, Verdict, quality
 from tasks.cameras.pairs import DIFFERENT, Hypothesis, turned
 from tasks.cameras.surface_views import SurfaceView
 
@@ -74,7 +74,7 @@ class Assembly:
     def add(self, view: int, candidates: Floats, tries: int = SETTLED_CANDIDATES) -> bool:
         """Pose a view by the best of some candidates (k, 4, 4) that no posed view contradicts; False without one."""
         best, pose = LEAST_SUPPORT, None
-        quality = self.judge(view, candidates).quality(self.limit)
+        quality = self.judge(view, candidates).rough_quality(self.limit)
         for candidate in _different(candidates[np.argsort(-quality, kind="stable")], tries):
             settled = self.settle(view, candidate)
             verdict = self.judge(view, settled[None])
@@ -149,8 +149,7 @@ class Assembly:
 
 def pair_quality(hypothesis: Hypothesis, limit: float) -> float:
     """One number to compare pairs by."""
-    verdict = Verdict(np.array([1.0]), np.array([hypothesis.conflict]), np.array([1 - hypothesis.support]))
-    return float(verdict.quality(limit)[0])
+    return float(quality(np.array(hypothesis.support), np.array(hypothesis.conflict), limit))
 
 
 def _spread(views: list[int], most: int) -> list[int]:

@@ -41,6 +41,7 @@ RESCUED = 6  # candidates that are refined in a check
 # Colours of a view that differ from others by more than this factor and step of the median are those of another place
 SUSPECT_FACTOR, SUSPECT_STEP = 1.6, 0.02
 WRONG_FACTOR, WRONG_STEP = 2.0, 0.03
+OTHER_PLACE = 0.6  # of a view's texture that others do not see: views of one place differ by half at most
 ALL_PAIRS = 40  # views, of which all pairs are matched; of more, similar ones and neighbours
 SIMILAR, FOLLOWING = 12, 3
 STILL_TURN, STILL_SHIFT = np.radians(1.0), 0.01  # cameras that move by less, and by less of their distance, stand still
@@ -213,10 +214,10 @@ def _check(assembly: Assembly, hypotheses: Sequence[Hypothesis]) -> None:
         moved = [] if turn else _turned_right(assembly)
         if not (gone or added or moved):
             break
-    colours = {view: assembly.colour(view) for view in assembly.posed}
-    usual = float(np.median(list(colours.values())))
-    for view, colour in colours.items():
-        if colour > WRONG_FACTOR * usual + WRONG_STEP:
+    verdicts = {view: assembly.judge(view, pose[None]) for view, pose in assembly.posed.items()}
+    usual = float(np.median([verdict.colour[0] for verdict in verdicts.values()]))
+    for view, verdict in verdicts.items():
+        if verdict.colour[0] > WRONG_FACTOR * usual + WRONG_STEP or verdict.other_texture[0] > OTHER_PLACE:
             del assembly.posed[view]
 
 

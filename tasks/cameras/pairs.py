@@ -32,10 +32,11 @@ COARSE_SLACK, FINE_SLACK = 0.012, 0.006  # of the evidence before and after a pa
 PLAUSIBLE = -0.15  # quality, with conflicts that count less, from which a hypothesis is refined
 PLAUSIBLE_CONFLICT_WEIGHT = 2.0
 REFINED = 24  # hypotheses a view, at most
-# The limit of conflicts: of exact depth; as a multiple of what right pairs have; and where it would allow anything
-LEAST_LIMIT, LIMIT_FACTOR, LARGEST_LIMIT = 0.015, 3.0, 0.15
+# The limit of conflicts: of exact depth; as a multiple of what the best pairs have, which are those of similar views:
+# others contradict more; and where it would allow anything
+LEAST_LIMIT, LIMIT_FACTOR, LARGEST_LIMIT = 0.015, 20.0, 0.15
 SURE_INLIERS = 30
-RIGHT_SHARE = 0.25  # of the best supported pairs: wrong ones among them contradict more
+RIGHT_SHARE = 0.25  # quantile of the best supported pairs: on shapes that repeat themselves, more than half are wrong
 PAIR_READINGS, PAIR_ITERATIONS = 300, 8
 PAIR_GATES = (0.025, 0.008)
 
@@ -77,7 +78,7 @@ def pair_hypotheses(
         solutions = rigid_motions(points[one][match[:, 0]], points[other][match[:, 1]], tolerance, rng, tries)
         if solutions:
             verdict = coarse.pair(one, other, np.stack([motion for _, motion in solutions]))
-            quality = verdict.support - PLAUSIBLE_CONFLICT_WEIGHT * verdict.conflict
+            quality = verdict.likeness - PLAUSIBLE_CONFLICT_WEIGHT * verdict.conflict
             proposed += [(quality[k], one, other, motion, count) for k, (count, motion) in enumerate(solutions)]
     proposed.sort(key=lambda each: -each[0])
     fine = Jury(surfaces, zoom, FINE_SLACK)

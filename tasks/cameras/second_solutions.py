@@ -65,7 +65,7 @@ def second_solution(assembly: Assembly, view: int) -> SecondSolution:
     here = assembly.judge(view, pose[None])
     support = max(float(here.quality(assembly.limit)[0]), 1e-6)
     candidates = turned_poses(assembly, pose)
-    quality = assembly.judge(view, candidates).quality(assembly.limit)
+    quality = assembly.judge(view, candidates).rough_quality(assembly.limit)
     size = object_size(assembly.surfaces, assembly.zoom)
     middle = assembly.surfaces[view].points(assembly.zoom).mean(axis=0)
     best = SecondSolution(1.0, 0.0)

@@ -78,6 +78,8 @@ class SurfaceView:
     """(h, w, 3) unit normals towards the camera; 0 = no plane"""
     paint: tuple[Paint, Paint]
     """The object's colours, sharp and blurred"""
+    texture: Map
+    """(h, w) grey levels less those of the surroundings: what exposure and light do not change"""
     outline: Map
     """(h, w) distance to the object's silhouette, pixels, positive outside"""
     rows: NDArray[np.intp]
@@ -90,6 +92,8 @@ class SurfaceView:
     """(k, 3) sRGB levels at the witness's readings"""
     witness_normals: Map
     """(k, 3) unit normals there; 0 = no plane"""
+    witness_texture: Map
+    """(k,) texture there"""
 
     def points(self, zoom: float = 1.0, count: int = SAMPLE) -> Floats:
         """The sample's points (count, 3), metres."""
@@ -183,6 +187,7 @@ def _surface(view: View, sensor: DepthNoise, longest: int) -> SurfaceView:
     ]
     depth[part], normals[part] = planes.depth.reshape(shape), planes.plane[:, :3].reshape(*shape, 3)
     paint = (_paint(view, BLUR_PX, 1), _paint(view, COARSE_BLUR_PX, COARSE_STEP))
+    texture = _texture(view, paint[0])
     rows, columns = np.nonzero(depth)
     chosen = np.random.default_rng(1).permutation(len(rows))[:SAMPLE]
     witness = Witness.of(view, sensor)
@@ -197,12 +202,14 @@ def _surface(view: View, sensor: DepthNoise, longest: int) -> SurfaceView:
         depth,
         normals,
         paint,
+        texture,
         _outline(view.mask),
         rows[chosen],
         columns[chosen],
         (paint[0].at(sampled)[0], paint[1].at(sampled)[0]),
         paint[0].levels[at[:, 1], at[:, 0]],
         normals[at[:, 1], at[:, 0]],
+        texture[at[:, 1], at[:, 0]],
     )
 
 
@@ -245,13 +252,24 @@ def _undistorted(view: View) -> View:
 
 def _paint(view: View, blur: float, step: int) -> Paint:
     """Blurred colours of the object alone: a silhouette must not be an edge of its paint."""
-    inside = (
-        np.ones(view.mask.shape, np.float32) if view.mask.all() else np.float32(1) * ndimage.binary_erosion(view.mask)
-    )
+    inside = _inside(view.mask)
     middle = np.s_[step // 2 :: step, step // 2 :: step]
     share = np.maximum(ndimage.gaussian_filter(inside, blur)[middle], np.float32(1e-3))
     channels = [ndimage.gaussian_filter(view.image[..., k] * inside, blur)[middle] / share for k in range(3)]
     return Paint(np.stack(channels, axis=-1), step)
+
+
+def _texture(view: View, sharp: Paint) -> Map:
+    """Grey levels less those of their surroundings on the object."""
+    inside, grey = _inside(view.mask), sharp.levels.mean(axis=2)
+    share = np.maximum(ndimage.gaussian_filter(inside, COARSE_BLUR_PX), np.float32(1e-3))
+    around = ndimage.gaussian_filter(grey * inside, COARSE_BLUR_PX) / share
+    return np.asarray((grey - around) * inside, np.float32)
+
+
+def _inside(mask: NDArray[np.bool_]) -> Map:
+    """1 on the object, 0 elsewhere and on its silhouette, whose pixels mix both."""
+    return np.ones(mask.shape, np.float32) if mask.all() else np.float32(1) * ndimage.binary_erosion(mask)
 
 
 def _outline(mask: NDArray[np.bool_]) -> Map:

@@ -53,8 +53,9 @@ def undisturbed(engine: Trellis) -> bytes:
 
 
 def process(engine: Trellis) -> TrellisProcess:
-    assert engine._process is not None
-    return engine._process
+    (model,) = engine.models().models
+    assert model.process is not None
+    return model.process
 
 
 def output(engine: Trellis, progress: Callable[[float], None] = lambda _: None) -> bytes:

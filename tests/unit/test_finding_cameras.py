@@ -11,8 +11,11 @@ import trimesh
 from scipy.spatial.transform import Rotation
 
 from tasks.cameras.conflict import GL_TO_PINHOLE, inverse
+from tasks.cameras.features import features, matches
 from tasks.cameras.finding import FoundCameras, find
+from tasks.cameras.focal import found_zoom
 from tasks.cameras.joint_refinement import motions, refine
+from tasks.cameras.jury import Jury
 from tasks.cameras.pairs import rigid_motions, turned
 from tasks.cameras.still_background import without_still_background
 from tasks.cameras.surface_views import surface_views
@@ -21,7 +24,7 @@ from tasks.capture.camera import Camera
 from tasks.capture.views import View
 from tasks.geometry.depth_noise import DepthNoise
 from tasks.geometry.render import RayScene, render
-from tests.synthetic import Points, cameras_around, orbit_cameras, pattern, shape_mesh, solid_colours
+from tests.synthetic import OBJECT_CENTRE, Points, cameras_around, orbit_cameras, pattern, shape_mesh, solid_colours
 
 EXACT = DepthNoise((0, 0), (1e-5, 0))
 SIZE = 192
@@ -221,3 +224,33 @@ def test_the_supporting_plane_is_up_and_the_foot_at_zero(bowl: list[View]) -> No
     tilted = motions(np.array([[0.4, 0.1, 0.0, 0.2, 0.3, 0.4]]))[0]
     world = world_of(surfaces, tilted @ poses, 1.0)
     assert np.degrees(np.arccos((world @ tilted)[2, 2])) < 5
+
+
+def test_texture_tells_a_ball_that_is_turned_and_exposure_does_not_matter() -> None:
+    views = views_of("sphere", 6, size=96)
+    views[0] = replace(views[0], image=(0.8 * views[0].image).astype(np.uint8))
+    surfaces = surface_views(views, EXACT)
+    poses = dict(enumerate(np.stack([view.camera.camera_to_world @ GL_TO_PINHOLE for view in views])))
+    about = np.eye(4)
+    about[:3, 3] = OBJECT_CENTRE
+    turned_over = about @ np.diag([-1.0, -1.0, 1.0, 1.0]) @ inverse(about) @ poses[0]
+    others = {view: pose for view, pose in poses.items() if view}
+    verdict = Jury(surfaces, 1.0, 0.006).view(0, np.stack([poses[0], turned_over]), others)
+    assert verdict.agree[1] > 0.9 * verdict.agree[0] and verdict.conflict.max() < 0.02  # its depth cannot tell
+    assert verdict.other_texture[0] < 0.5 < verdict.other_texture[1]
+
+
+def test_the_focal_length_follows_from_matches_whose_distances_are_the_same() -> None:
+    mesh = shape_mesh("concave")
+    scene = RayScene(mesh, solid_colours(painted))
+    angles = np.radians([0, 25, 50])
+    offsets = np.column_stack([np.cos(angles), np.sin(angles), np.full(len(angles), 0.7)])
+    views = []
+    for camera in cameras_around(mesh, offsets, SIZE, rolls=np.zeros(len(angles))):
+        seen = render(scene, camera)
+        short = replace(camera, fl_x=camera.fl_x / 1.3, fl_y=camera.fl_y / 1.3)
+        views.append(View(f"view_{len(views)}", seen.image, seen.mask, seen.depth, short))
+    surfaces = surface_views(views, EXACT)
+    found = [features(view, surface) for view, surface in zip(views, surfaces, strict=True)]
+    matched = {(one, other): matches(found[one], found[other]) for one in range(len(views)) for other in range(one)}
+    assert found_zoom(surfaces, found, matched, np.random.default_rng(0)) == pytest.approx(1.3, rel=0.03)
