@@ -51,7 +51,7 @@ def features(view: View, surface: SurfaceView) -> Features:
     inner &= resample(surface.depth > 0, width, height)
     found = interest_points(grey[part], inner[part], MOST)
     camera = surface.camera
-    position = (found.position + [left, top]) * [camera.width / width, camera.height / height]
+    position = (found.position + np.array([left, top])) * [camera.width / width, camera.height / height]
     at = position.astype(np.intp)
     depth = surface.depth[at[:, 1].clip(0, camera.height - 1), at[:, 0].clip(0, camera.width - 1)]
     good = np.flatnonzero(depth)

@@ -124,9 +124,9 @@ def _localised(differences: Map, centre: Indices) -> _Extrema:
     """The extrema of parabolas through pixels (k, 3: layer, row, column) and their neighbours."""
     count, height, width = differences.shape
     flat, stride = differences.reshape(-1), np.array([height * width, width, 1])
-    for move in range(MOVES):
-        if move:
-            centre = centre + np.rint(offset).astype(np.intp)
+    offset = np.zeros(centre.shape)
+    for _ in range(MOVES):
+        centre = centre + np.rint(offset).astype(np.intp)
         inside = ((centre > 0) & (centre < np.array([count, height, width]) - 1)).all(axis=1)
         centre = centre[inside]
         at = centre @ stride

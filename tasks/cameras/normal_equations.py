@@ -26,8 +26,9 @@ SAME_SIDE = 0.6  # cosine between the normals of one surface in two views
 PLANE_SIGMAS, PLANE_FOOTPRINTS = 0.5, 0.25
 FLATTEST = 0.05  # least weight by the cosine of the viewing angle
 COLOUR_SIGMA = 8.0  # sRGB levels that a point differs between views: light, exposure, resampling
-OUTLINE_SIGMA_PX, OUTLINE_SCALE_PX = 1.8, 4.0
-OUTLINE_FROM_PX, OUTLINE_TO_PX = 0.7, 12.0  # outside the silhouette
+OUTLINE_SIGMA_PX = 1.8
+# Outside the silhouette; and as far as a surface is sought. Weights fall off from a third of that
+OUTLINE_FROM_PX, OUTLINE_TO_PX, OUTLINE_GATES, OUTLINE_SCALES = 0.7, 12.0, 1.0, 3.0
 ROBUST, ROBUST_LEAST = 1.5, 2.5  # scale of the weights: in spreads of the residuals, at least in sigmas
 COLOUR_LEAST = 1.0
 SPREAD = 1.4826  # a normal distribution's standard deviation, in median absolute deviations
@@ -65,7 +66,8 @@ def normal_equations(
         noise = np.array([surfaces[k].noise for k in ones])
         planes, apart = _planes(surfaces[other], landed, noise, gate, zoom)
         colours = np.concatenate([paint[k] for k in ones])
-        terms = [planes, _colours(surfaces[other], landed, planes.at, colours, level), _outlines(surfaces[other], landed)]
+        paints = _colours(surfaces[other], landed, planes.at, colours, level)
+        terms = [planes, paints, _outlines(surfaces[other], landed, gate)]
         distances.append(apart)
         blocks = sum(_blocks(term, landed) for term in terms)
         if not free_focal:
@@ -141,9 +143,7 @@ def _landed(
     moved = np.stack([_by_motion(across[:, k], seen, stretched) for k in range(2)], axis=1)
     moved[:, :, -1] += centred
     column, row = position.astype(np.intp).T
-    return _Landed(
-        pair, len(points), at, seen, turned_normals, stretched, position, row * camera.width + column, moved
-    )
+    return _Landed(pair, len(points), at, seen, turned_normals, stretched, position, row * camera.width + column, moved)
 
 
 def _by_motion(across: Floats, seen: Floats, stretched: Floats) -> Floats:
@@ -152,9 +152,7 @@ def _by_motion(across: Floats, seen: Floats, stretched: Floats) -> Floats:
     return np.concatenate([_cross(seen, across), across, zooming[:, None]], axis=1)
 
 
-def _planes(
-    other: SurfaceView, landed: _Landed, noise: Floats, gate: float, zoom: float
-) -> tuple[_Term, Floats]:
+def _planes(other: SurfaceView, landed: _Landed, noise: Floats, gate: float, zoom: float) -> tuple[_Term, Floats]:
     """Distances from the planes of the surface that each reading lies on, and the same in metres."""
     depth = other.depth.reshape(-1).take(landed.pixel)
     at = np.flatnonzero(depth)
@@ -189,16 +187,17 @@ def _colours(other: SurfaceView, landed: _Landed, at: Indices, colours: Floats, 
     return _of_position(landed, at, slopes, different, weight)
 
 
-def _outlines(other: SurfaceView, landed: _Landed) -> _Term:
+def _outlines(other: SurfaceView, landed: _Landed, gate: float) -> _Term:
     """Distances from the silhouette, of readings that lie outside of it."""
     outline = other.outline.reshape(-1)
     beyond = outline.take(landed.pixel)
-    at = np.flatnonzero((beyond > OUTLINE_FROM_PX) & (beyond < OUTLINE_TO_PX))
+    reach = max(OUTLINE_TO_PX, OUTLINE_GATES * gate / other.footprint)
+    at = np.flatnonzero((beyond > OUTLINE_FROM_PX) & (beyond < reach))
     pixel, beyond = landed.pixel[at], beyond[at].astype(np.float64)
     right = outline.take(pixel + 1) - outline.take(pixel - 1)
     down = outline.take(pixel + other.camera.width) - outline.take(pixel - other.camera.width)
     slopes = np.stack([right, down], axis=1)[..., None] / (2 * OUTLINE_SIGMA_PX)
-    weight = 1 / (1 + (beyond / OUTLINE_SCALE_PX) ** 2)
+    weight = 1 / (1 + (beyond * (OUTLINE_SCALES / reach)) ** 2)
     return _of_position(landed, at, slopes, beyond[:, None] / OUTLINE_SIGMA_PX, weight[:, None])
 
 
@@ -206,9 +205,7 @@ def _of_position(landed: _Landed, at: Indices, slopes: Floats, residuals: Floats
     """A term of residuals (k, c) that change by slopes (k, 2, c) along x and y; their information is that of 2 rows."""
     rows = landed.moved[at]
     weighed = slopes * weights[:, None]
-    xx, xy, yy = (
-        np.einsum("kc,kc->k", weighed[:, i], slopes[:, j])[:, None] for i, j in ((0, 0), (0, 1), (1, 1))
-    )
+    xx, xy, yy = (np.einsum("kc,kc->k", weighed[:, i], slopes[:, j])[:, None] for i, j in ((0, 0), (0, 1), (1, 1)))
     combined = np.empty((len(at), 2, UNKNOWNS + 1))
     combined[:, 0, :-1] = xx * rows[:, 0] + xy * rows[:, 1]
     combined[:, 1, :-1] = xy * rows[:, 0] + yy * rows[:, 1]

@@ -40,7 +40,7 @@ class Paint:
     """Pixels of the view between two of them"""
 
     def at(self, position: NDArray[np.floating]) -> tuple[Floats, Map, Map]:
-        """Colours (k, 3) at positions (k, 2) in the view's pixels, and their change along x and along y, (k, 3) each."""
+        """Colours (k, 3) at positions (k, 2) in the view's pixels, and their change along x and along y."""
         height, width = self.levels.shape[:2]
         place = position / self.step
         column, row = place.clip(1, [width - 2, height - 2]).astype(np.intp).T

@@ -1,9 +1,9 @@
-"""Given cameras that are a little wrong, refined, against the truth: `python tests/benchmarks/given_cameras.py [--rows ...]`.
+"""Given cameras that are a little wrong, refined: `python tests/benchmarks/given_cameras.py [--rows NAME ...]`.
 
 A line says how far the rotations are off before and after (degrees, median / max, after the best motion between the two
-worlds), how many cameras were moved, the Chamfer distance of the fused surface from the truth in % of its diagonal with
-the true, the given and the refined cameras, the share of readings in conflict before and after, and processor seconds of
-the refinement.
+worlds), how many cameras were moved, the Chamfer distance of the fused surface from the truth (in % of its diagonal,
+with the true, the given and the refined cameras), the share of readings in conflict before and after, and processor
+seconds of the refinement.
 """
 
 from __future__ import annotations
