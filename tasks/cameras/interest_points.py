@@ -88,7 +88,7 @@ def _octaves(grey: Map) -> list[Map]:
     picture = ndimage.zoom(grey, UPSAMPLING, order=1, mode="nearest", grid_mode=True)
     picture = ndimage.gaussian_filter(picture, np.sqrt(SIGMA**2 - SIGMA_BEFORE**2), truncate=TRUNCATED)
     sigmas = SIGMA * 2 ** (np.arange(SCALES + 3) / SCALES)
-    found = []
+    found = list[Map]()
     while len(found) < OCTAVES and min(picture.shape) >= SMALLEST_PX:
         layers = np.empty((SCALES + 3, *picture.shape), np.float32)
         layers[0] = picture
@@ -167,16 +167,16 @@ def _directions(picture: Map, found: _Extrema) -> tuple[Indices, Floats]:
     weight = np.hypot(across, down) * np.exp(-(grid**2).sum(axis=1) / (2 * TURN_SIGMA**2))
     bins = np.rint(np.arctan2(down, across) * (BINS / (2 * np.pi))).astype(np.intp) % BINS
     count = len(found.sigma)
-    histogram = np.bincount(
-        (np.arange(count)[:, None] * BINS + bins).reshape(-1), weight.reshape(-1), count * BINS
-    ).reshape(count, BINS)
+    at = (np.arange(count)[:, None] * BINS + bins).reshape(-1)
+    histogram: Floats = np.bincount(at, weight.reshape(-1), count * BINS).reshape(count, BINS).astype(np.float64)
     for _ in range(SMOOTHINGS):
         histogram = (np.roll(histogram, 1, axis=1) + histogram + np.roll(histogram, -1, axis=1)) / 3
     before, after = np.roll(histogram, 1, axis=1), np.roll(histogram, -1, axis=1)
     highest = histogram.max(axis=1, keepdims=True)
     point, peak = np.nonzero((histogram > before) & (histogram >= after) & (histogram >= SECOND_PEAK * highest))
     left, middle, right = (values[point, peak] for values in (before, histogram, after))
-    return point, (peak + (left - right) / (2 * (left + right - 2 * middle))) * (2 * np.pi / BINS)
+    direction: Floats = (peak + (left - right) / (2 * (left + right - 2 * middle))) * (2 * np.pi / BINS)
+    return point, direction
 
 
 def _descriptors(picture: Map, place: Floats, sigma: Floats, direction: Floats) -> Map:

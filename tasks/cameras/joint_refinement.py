@@ -83,7 +83,7 @@ def refine(
     for iteration in range(iterations):
         gate = max(last, first * (last / first) ** (iteration / max(1, 0.6 * iterations)))
         if pairs is None and iteration % 5 == 0:
-            compared = overlapping(surfaces, poses, zoom)
+            compared = [pair for pair in overlapping(surfaces, poses, zoom) if not held.issuperset(pair)]
         level = int(gate > COARSE_GATES * last)
         information, gradient, residuals = normal_equations(
             surfaces, poses, zoom, compared, gate=gate, readings=readings, level=level, free_focal=free_focal

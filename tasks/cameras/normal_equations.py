@@ -19,6 +19,7 @@ from tasks.cameras.surface_views import SurfaceView, lifted, zoomed_normals
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
+Map = NDArray[np.floating]
 Pair = tuple[int, int]
 
 SAME_SIDE = 0.6  # cosine between the normals of one surface in two views
@@ -26,9 +27,8 @@ SAME_SIDE = 0.6  # cosine between the normals of one surface in two views
 PLANE_SIGMAS, PLANE_FOOTPRINTS = 0.5, 0.25
 FLATTEST = 0.05  # least weight by the cosine of the viewing angle
 COLOUR_SIGMA = 8.0  # sRGB levels that a point differs between views: light, exposure, resampling
-OUTLINE_SIGMA_PX = 1.8
-# Outside the silhouette; and as far as a surface is sought. Weights fall off from a third of that
-OUTLINE_FROM_PX, OUTLINE_TO_PX, OUTLINE_GATES, OUTLINE_SCALES = 0.7, 12.0, 1.0, 3.0
+OUTLINE_SIGMA_PX, OUTLINE_SCALE_PX = 1.8, 4.0
+OUTLINE_FROM_PX, OUTLINE_TO_PX = 0.7, 12.0  # outside the silhouette
 ROBUST, ROBUST_LEAST = 1.5, 2.5  # scale of the weights: in spreads of the residuals, at least in sigmas
 COLOUR_LEAST = 1.0
 SPREAD = 1.4826  # a normal distribution's standard deviation, in median absolute deviations
@@ -67,9 +67,9 @@ def normal_equations(
         planes, apart = _planes(surfaces[other], landed, noise, gate, zoom)
         colours = np.concatenate([paint[k] for k in ones])
         paints = _colours(surfaces[other], landed, planes.at, colours, level)
-        terms = [planes, paints, _outlines(surfaces[other], landed, gate)]
+        terms = [planes, paints, _outlines(surfaces[other], landed)]
         distances.append(apart)
-        blocks = sum(_blocks(term, landed) for term in terms)
+        blocks = np.sum([_blocks(term, landed) for term in terms], axis=0)
         if not free_focal:
             blocks[:, -1, :] = blocks[:, :, UNKNOWNS - 1] = 0
         both = _of_both_cameras(motions)
@@ -187,21 +187,20 @@ def _colours(other: SurfaceView, landed: _Landed, at: Indices, colours: Floats, 
     return _of_position(landed, at, slopes, different, weight)
 
 
-def _outlines(other: SurfaceView, landed: _Landed, gate: float) -> _Term:
+def _outlines(other: SurfaceView, landed: _Landed) -> _Term:
     """Distances from the silhouette, of readings that lie outside of it."""
     outline = other.outline.reshape(-1)
     beyond = outline.take(landed.pixel)
-    reach = max(OUTLINE_TO_PX, OUTLINE_GATES * gate / other.footprint)
-    at = np.flatnonzero((beyond > OUTLINE_FROM_PX) & (beyond < reach))
+    at = np.flatnonzero((beyond > OUTLINE_FROM_PX) & (beyond < OUTLINE_TO_PX))
     pixel, beyond = landed.pixel[at], beyond[at].astype(np.float64)
     right = outline.take(pixel + 1) - outline.take(pixel - 1)
     down = outline.take(pixel + other.camera.width) - outline.take(pixel - other.camera.width)
     slopes = np.stack([right, down], axis=1)[..., None] / (2 * OUTLINE_SIGMA_PX)
-    weight = 1 / (1 + (beyond * (OUTLINE_SCALES / reach)) ** 2)
+    weight = 1 / (1 + (beyond / OUTLINE_SCALE_PX) ** 2)
     return _of_position(landed, at, slopes, beyond[:, None] / OUTLINE_SIGMA_PX, weight[:, None])
 
 
-def _of_position(landed: _Landed, at: Indices, slopes: Floats, residuals: Floats, weights: Floats) -> _Term:
+def _of_position(landed: _Landed, at: Indices, slopes: Map, residuals: Map, weights: Floats) -> _Term:
     """A term of residuals (k, c) that change by slopes (k, 2, c) along x and y; their information is that of 2 rows."""
     rows = landed.moved[at]
     weighed = slopes * weights[:, None]
@@ -243,7 +242,7 @@ def _cross(a: Floats, b: Floats) -> Floats:
     return product
 
 
-def _robust(residuals: Floats, pair: Indices, count: int, least: float) -> Floats:
+def _robust(residuals: Map, pair: Indices, count: int, least: float) -> Floats:
     """Weights of residuals (k,) or (k, c) that fall off beyond the spread of those of the same view and column."""
     ends = np.searchsorted(pair, np.arange(count + 1))
     scales = np.full((count, *residuals.shape[1:]), least)
