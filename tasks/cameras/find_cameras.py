@@ -34,7 +34,7 @@ from tasks.settings import CameraParameters
 from tasks.stage import stage
 from tasks.store.results import StoredResult
 
-CAMERAS_VERSION = "1"
+CAMERAS_VERSION = "2"
 PICTURE = "cameras.jpg"
 CHECKED = 60  # views at most that are compared, evenly spread over the capture
 MOST_MOVED = 200  # views at most that cameras are found or refined for: all are in memory, and time grows with them
