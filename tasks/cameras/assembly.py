@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ class Assembly:
         self.posed: dict[int, Floats] = {}
         """Camera-to-world (4, 4) in pinhole axes, by the view's index"""
         self.jury = Jury(surfaces, zoom, GROWING_SLACK)
+        self._distances = [float(np.median(surface.witness.depth)) for surface in surfaces]
 
     def grow(self, hypotheses: Sequence[Hypothesis], seed: int) -> None:
         """Pose all views that pairs link with the seed, the surest ones first."""
@@ -86,22 +87,35 @@ class Assembly:
 
     def judge(self, view: int, candidates: Floats) -> Verdict:
         """The verdict of the posed views about candidates (k, 4, 4) for another one."""
-        others = {other: pose for other, pose in self.posed.items() if other != view}
         if len(candidates) > MANY_CANDIDATES:
-            others = {other: others[other] for other in _spread(list(others), ROUGH_WITNESSES)}
-        elif len(others) > WITNESSES:
-            near = nearest(candidates[0], others, WITNESSES // 2)
-            others = {other: others[other] for other in {*near, *_spread(list(others), WITNESSES // 2)}}
-        return self.jury.view(view, candidates, others)
+            others = _spread([other for other in self.posed if other != view], ROUGH_WITNESSES)
+        else:
+            others = self._witnesses(view, candidates[0])
+        return self.jury.view(view, candidates, {other: self.posed[other] for other in others})
+
+    def nearest(self, view: int, pose: Floats, count: int) -> list[int]:
+        """The posed views that look at the same place from the most similar directions as a view at a pose."""
+        others = [other for other in self.posed if other != view]
+        poses, distances = np.stack([self.posed[other] for other in others]), [self._distances[k] for k in others]
+        focus = poses[:, :3, 3] + poses[:, :3, 2] * np.array(distances)[:, None]
+        here = pose[:3, 3] + pose[:3, 2] * self._distances[view]
+        apart = np.linalg.norm(focus - here, axis=1) / self._distances[view] - poses[:, :3, 2] @ pose[:3, 2]
+        return [others[k] for k in np.argsort(apart, kind="stable")[:count]]
+
+    def _witnesses(self, view: int, pose: Floats) -> list[int]:
+        """The posed views that judge a view at a pose: all, or of many those near it and some from everywhere."""
+        others = [other for other in self.posed if other != view]
+        if len(others) <= WITNESSES:
+            return others
+        return sorted({*self.nearest(view, pose, WITNESSES // 2), *_spread(others, WITNESSES // 2)})
 
     def settle(self, view: int, candidate: Floats) -> Floats:
         """A candidate (4, 4), refined against the posed views near it, which stay."""
-        others = {other: pose for other, pose in self.posed.items() if other != view}
-        near = nearest(candidate, others, SETTLING_VIEWS)
+        near = self.nearest(view, candidate, SETTLING_VIEWS)
         count = len(near)
         result = refine(
             [self.surfaces[other] for other in [*near, view]],
-            np.stack([*(others[other] for other in near), candidate]),
+            np.stack([*(self.posed[other] for other in near), candidate]),
             self.zoom,
             fixed=range(count),
             pairs=[pair for k in range(count) for pair in ((k, count), (count, k))],
@@ -130,11 +144,15 @@ class Assembly:
 
     def purge(self) -> list[int]:
         """Take out views until few contradict each other; returns them, the worst first."""
-        views, conflicts = list(self.posed), self.jury.conflicts(self.posed)
+        views = list(self.posed)
+        pairs = [(view, other) for view in views for other in self._witnesses(view, self.posed[view])]
+        conflicts = self.jury.conflicts(self.posed, pairs)
         over = np.where(conflicts > self.limit, conflicts, 0.0)
         gone: list[int] = []
         # single pairs that contradict come from noise; a wrong view contradicts many
-        while len(views) - len(gone) > 2 and (over > 0).sum(axis=1).max() > max(1, (len(views) - len(gone)) // 10):
+        while (left := len(views) - len(gone)) > 2:
+            if (over > 0).sum(axis=1).max() <= max(1, min(left, WITNESSES) // 10):
+                break
             worst = int(over.sum(axis=1).argmax())
             over[worst] = over[:, worst] = 0
             gone.append(views[worst])
@@ -155,11 +173,6 @@ def pair_quality(hypothesis: Hypothesis, limit: float) -> float:
 def _spread(views: list[int], most: int) -> list[int]:
     """Some of the views, evenly chosen."""
     return views[:: max(1, -(-len(views) // most))]
-
-
-def nearest(pose: Floats, others: Mapping[int, Floats], count: int) -> list[int]:
-    """The views whose cameras look from most similar directions."""
-    return sorted(others, key=lambda other: -float(others[other][:3, 2] @ pose[:3, 2]))[:count]
 
 
 def _different(candidates: Floats, most: int) -> list[Floats]:

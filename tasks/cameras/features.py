@@ -1,8 +1,4 @@
-"""Points of interest of a view, lifted into space by its depth, and their matches in other views. `pairs` uses them.
-
-Lowe, Distinctive image features from scale-invariant keypoints (IJCV 2004); square roots of descriptors: Arandjelovic
-and Zisserman, Three things everyone should know to improve object retrieval (CVPR 2012).
-"""
+"""Points of interest of a view, lifted into space by its depth, and their matches in other views. `pairs` uses them."""
 
 from __future__ import annotations
 
@@ -13,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from tasks.cameras.interest_points import interest_points
 from tasks.cameras.surface_views import SurfaceView, lifted
 from tasks.capture.masks import resample
 from tasks.capture.views import View
@@ -20,15 +17,11 @@ from tasks.capture.views import View
 Floats = NDArray[np.float64]
 
 LONGEST_PX = 640  # sides of the picture in which they are sought
-MOST = 1500  # of a view: the most distinct ones
-CONTRAST, EDGE = 0.002, 20.0  # far below the usual thresholds: objects are plainer than streets
-UPSAMPLING = 2
-OCTAVES = 4
+MOST = 1500  # of a view: those of most contrast
 RIM_PX = 3  # so far inside the silhouette: on it, depth is wrong
 DARKEST_RANGE = 12.0  # sRGB levels that a dark object's contrast is stretched from at least
 STRETCH = (1.0, 99.0)  # percentiles
 RATIO = 0.9  # of the distance of the best match to that of the second; later steps reject wrong ones
-DESCRIPTOR = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,28 +42,20 @@ class Features:
 
 def features(view: View, surface: SurfaceView) -> Features:
     """The points of interest of a view inside its mask, where its surface is known."""
-    from skimage.feature import SIFT
-
     grey, mask = _stretched(view)
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    corner = np.array([max(rows[0] - RIM_PX, 0), max(columns[0] - RIM_PX, 0)])
-    crop = grey[corner[0] : rows[-1] + 1 + RIM_PX, corner[1] : columns[-1] + 1 + RIM_PX]
-    sift = SIFT(upsampling=UPSAMPLING, n_octaves=OCTAVES, c_dog=CONTRAST, c_edge=EDGE)
-    try:
-        sift.detect_and_extract(crop)
-    except RuntimeError:  # none found
-        return Features(np.zeros((0, 2)), np.zeros(0), np.zeros((0, DESCRIPTOR), np.float32))
-    place = sift.positions + corner
-    row, column = np.rint(place).astype(np.intp).T
-    inner = ndimage.binary_erosion(mask, iterations=RIM_PX, border_value=1)
     height, width = grey.shape
-    position = (place[:, ::-1] + 0.5) * np.array([surface.camera.width / width, surface.camera.height / height])
+    inner = ndimage.binary_erosion(mask, iterations=RIM_PX, border_value=1)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, left = max(rows[0] - RIM_PX, 0), max(columns[0] - RIM_PX, 0)
+    part = np.s_[top : rows[-1] + 1 + RIM_PX, left : columns[-1] + 1 + RIM_PX]
+    inner &= resample(surface.depth > 0, width, height)
+    found = interest_points(grey[part], inner[part], MOST)
+    camera = surface.camera
+    position = (found.position + np.array([left, top])) * [camera.width / width, camera.height / height]
     at = position.astype(np.intp)
-    depth = surface.depth[at[:, 1].clip(0, surface.camera.height - 1), at[:, 0].clip(0, surface.camera.width - 1)]
-    good = np.flatnonzero(inner[row.clip(0, height - 1), column.clip(0, width - 1)] & (depth > 0))[:MOST]
-    described = sift.descriptors[good].astype(np.float32)
-    rooted = np.sqrt(described / np.maximum(described.sum(axis=1, keepdims=True), 1e-9))
-    return Features(position[good], depth[good].astype(np.float64), rooted)
+    depth = surface.depth[at[:, 1].clip(0, camera.height - 1), at[:, 0].clip(0, camera.width - 1)]
+    good = np.flatnonzero(depth)
+    return Features(position[good], depth[good].astype(np.float64), found.descriptors[good])
 
 
 def matches(one: Features, other: Features) -> NDArray[np.intp]:

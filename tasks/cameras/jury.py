@@ -106,15 +106,13 @@ class Jury:
         different = np.nan_to_num(_median(np.stack(textures)))
         return Verdict(agree.mean(axis=1), conflict, _mean_colour(_median(np.stack(colours))), different)
 
-    def conflicts(self, posed: Mapping[int, Floats]) -> Floats:
-        """The conflict (n, n) of every two posed views, the larger one of both directions."""
-        views = list(posed)
-        found = np.zeros((len(views), len(views)))
-        for row, one in enumerate(views):
-            for column, other in enumerate(views):
-                if row != column:
-                    motion = (inverse(posed[other]) @ posed[one])[None]
-                    found[row, column] = self._one_way(one, other, motion)[1].mean()
+    def conflicts(self, posed: Mapping[int, Floats], pairs: Sequence[tuple[int, int]]) -> Floats:
+        """The conflict (n, n) of posed views, the larger one of both directions. pairs: those that are compared."""
+        place = {view: k for k, view in enumerate(posed)}
+        found = np.zeros((len(place), len(place)))
+        for one, other in pairs:
+            motion = (inverse(posed[other]) @ posed[one])[None]
+            found[place[one], place[other]] = self._one_way(one, other, motion)[1].mean()
         return np.maximum(found, found.T)
 
     def _one_way(

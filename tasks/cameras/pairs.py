@@ -131,8 +131,7 @@ def rigid_motions(
         return []
     turns, shifts = fitted_motions(a[good], b[good])
     counted = np.arange(count) if count <= COUNTED else rng.choice(count, COUNTED, replace=False)
-    moved = np.einsum("hij,kj->hki", turns, one[counted]) + shifts[:, None]
-    inliers = (np.linalg.norm(moved - other[counted], axis=2) < tolerance).sum(axis=1)
+    inliers = (_squared_distances(turns, shifts, one[counted], other[counted]) < tolerance**2).sum(axis=1)
     found: list[tuple[int, Floats]] = []
     for best in np.argsort(-inliers, kind="stable")[:EXAMINED]:
         if len(found) >= SOLUTIONS or inliers[best] < LEAST_INLIERS:
@@ -148,6 +147,17 @@ def rigid_motions(
         if all(turned(turn, motion[:3, :3]) >= DIFFERENT for _, motion in found):
             found.append((int(fit.sum()), assembled(turn, shift)))
     return found
+
+
+def _squared_distances(turns: Floats, shifts: Floats, one: Floats, other: Floats) -> Floats:
+    """(h, k) of points (k, 3), moved in h ways, from others: |R p + t - q|^2, written as one matrix product."""
+    middle = other.mean(axis=0)  # small numbers: squares of large ones would cancel
+    shifts, other = shifts - middle, other - middle
+    back = np.einsum("hij,hi->hj", turns, shifts)
+    ways = np.hstack([-2 * turns.reshape(-1, 9), 2 * back, -2 * shifts, np.einsum("hi,hi->h", shifts, shifts)[:, None]])
+    products = (other[:, :, None] * one[:, None, :]).reshape(-1, 9)
+    places = np.hstack([products, one, other, np.ones((len(one), 1))])
+    return ways @ places.T + np.einsum("kc,kc->k", one, one) + np.einsum("kc,kc->k", other, other)
 
 
 def fitted_motions(a: Floats, b: Floats) -> tuple[Floats, Floats]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tasks.cameras.conflict import Floats, Witness, compare, inverse, pinhole_poses
 from tasks.cameras.joint_refinement import refine
+from tasks.cameras.lost_views import placed_again
 from tasks.cameras.surface_views import surface_views
 from tasks.capture.views import View
 from tasks.geometry.depth_noise import DepthNoise
@@ -31,6 +32,7 @@ EXACT: dict[str, Any] = {"gates": (0.012, 0.006), "readings": 600, "iterations":
 # A camera is astray if more of what its readings meet is in conflict than this, and so many medians of all. It is tried
 # again, unless most are
 ASTRAY, ASTRAY_MEDIANS, MOST_ASTRAY = 0.05, 3.0, 0.5
+FAR_OFF = 0.5  # with more conflict before, surfaces are sought in a wide surrounding as well
 GAIN = 1.02  # readings that agree after a refinement, in those before
 # Conflict that may be left of the one before: real sensors err alike in all views, and then cameras move to less
 # conflict, not to the truth
@@ -107,20 +109,26 @@ def refined(views: Sequence[View], witnesses: Sequence[Witness], sensor: DepthNo
         share = found.conflict / np.maximum(found.agree + found.conflict, np.finfo(float).tiny)
         return ~_within_bounds(poses, given, distance) | (share > ASTRAY + ASTRAY_MEDIANS * np.median(share))
 
-    poses = refine(surfaces, given, **ROUGH).poses
-    poses = _onto(refine(surfaces, poses, **EXACT).poses, given)
-    for rough in (ROUGH, WIDE):
+    starts, ends = (ROUGH, WIDE) if before.contradicted > FAR_OFF else (ROUGH,), list[Floats]()
+    for start in starts:
+        ends.append(_onto(refine(surfaces, refine(surfaces, given, **start).poses, **EXACT).poses, given))
+        if not astray(ends[-1]).any():
+            break
+    poses = min(ends, key=lambda each: int(astray(each).sum()))
+    for rough in (ROUGH, WIDE, None):
         lost = astray(poses)
         if not lost.any() or lost.mean() > MOST_ASTRAY:
             break
         agreeing = np.flatnonzero(~lost).tolist()
         if agreement([witnesses[each] for each in agreeing], poses[agreeing]).contradicted > LEFT * before.contradicted:
             return None  # even the others agree too little: to try the lost ones again would not help
-        # they start again from where they were given, among the others, which stay
-        poses = _onto(poses, given, ~lost)
-        fixed = np.flatnonzero(~lost).tolist()
-        again = refine(surfaces, np.where(lost[:, None, None], given, poses), fixed=fixed, **rough)
-        poses = refine(surfaces, again.poses, fixed=fixed, **EXACT).poses
+        # they start again from where they were given, among the others, which stay; at last, by what they show
+        poses = np.where(lost[:, None, None], given, _onto(poses, given, ~lost))
+        if rough is None:
+            poses = placed_again(views, surfaces, poses, lost)
+        else:
+            poses = refine(surfaces, poses, fixed=agreeing, **rough).poses
+        poses = refine(surfaces, poses, fixed=agreeing, **EXACT).poses
     poses = _onto(poses, given)
     kept = _within_bounds(poses, given, distance)
     for _ in range(2):

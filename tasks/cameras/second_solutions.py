@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from tasks.cameras.assembly import Assembly
+from tasks.cameras.assembly import SETTLING_VIEWS, Assembly
 from tasks.cameras.joint_refinement import refine
 from tasks.cameras.pairs import assembled, turned
 from tasks.cameras.surface_views import merged, object_size
@@ -82,8 +82,7 @@ def second_solution(assembly: Assembly, view: int) -> SecondSolution:
 
 def slides(assembly: Assembly, view: int) -> bool:
     """True if a posed view can be moved along its least constrained direction without any loss."""
-    others = [other for other in assembly.posed if other != view]
-    near = sorted(others, key=lambda other: -float(assembly.posed[other][:3, 2] @ assembly.posed[view][:3, 2]))[:8]
+    near = assembly.nearest(view, assembly.posed[view], SETTLING_VIEWS)
     count = len(near)
     surface = assembly.surfaces[view]
     weighed = refine(

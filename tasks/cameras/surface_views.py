@@ -39,20 +39,18 @@ class Paint:
     step: int
     """Pixels of the view between two of them"""
 
-    def at(self, position: NDArray[np.floating]) -> tuple[Floats, Floats]:
-        """Colours (k, 3) at positions (k, 2) in the view's pixels, and their change along x and y, (k, 3, 2)."""
+    def at(self, position: NDArray[np.floating]) -> tuple[Floats, Map, Map]:
+        """Colours (k, 3) at positions (k, 2) in the view's pixels, and their change along x and along y."""
         height, width = self.levels.shape[:2]
         place = position / self.step
         column, row = place.clip(1, [width - 2, height - 2]).astype(np.intp).T
-        slopes = np.stack(
-            [
-                self.levels[row, column + 1] - self.levels[row, column - 1],
-                self.levels[row + 1, column] - self.levels[row - 1, column],
-            ],
-            axis=-1,
-        ) / (2.0 * self.step)
+        levels, at = self.levels.reshape(-1, 3), row * width + column
+        along_x, along_y = (
+            (levels.take(at + next_one, axis=0) - levels.take(at - next_one, axis=0)) / np.float32(2 * self.step)
+            for next_one in (1, width)
+        )
         offset = (place - np.column_stack([column, row]) - 0.5) * self.step
-        return self.levels[row, column] + np.einsum("kcd,kd->kc", slopes, offset), slopes
+        return levels.take(at, axis=0) + along_x * offset[:, :1] + along_y * offset[:, 1:], along_x, along_y
 
 
 @dataclass(frozen=True, eq=False)

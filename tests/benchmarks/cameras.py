@@ -27,10 +27,12 @@ from tests.benchmarks.routes import SAMPLE, load
 from tests.synthetic import SHAPES, make_capture, orbit_cameras, shape_mesh, solid_colours
 from tests.synthetic.rooms import make_room_capture
 from tests.synthetic.sensors import SENSORS
-from tests.synthetic.tabletop import OBJECTS, make_sensor_capture
+from tests.synthetic.tabletop import BACKDROP, DISTANCE, OBJECTS, make_sensor_capture, table_scene
+from tests.synthetic.viewpoints import cameras_around
 
 HEN = SAMPLE.parent / "hen"
 WRONG = 3.0  # degrees
+ELEVATION, SWING, FILL = np.radians(35.0), np.radians(8.0), 0.5  # of a walk around a table
 NEAR = np.radians(5.0)  # of the most typical view: those that the two worlds are aligned by
 LINE = "{:32} {:>8} {:>8} {:>8} {:>8} {:>6} {:>8} {:>7}  {}"
 
@@ -41,6 +43,7 @@ def rows() -> dict[str, Callable[[Path], list[View]]]:
     made |= {f"exact {shape}": partial(_exact, shape) for shape in SHAPES}
     made |= {f"{sensor} {shape}": partial(_sensed, sensor, shape) for sensor in SENSORS for shape in OBJECTS}
     made |= {"walk 60": partial(_walk, 60), "walk 200": partial(_walk, 200)}
+    made |= {f"walk-around {frames}": partial(walk_around, frames) for frames in (12, 60, 200)}
     made |= {f"plain {shape}": partial(_plain, shape, 24) for shape in SHAPES}
     made |= {"plain sphere, 5 views": partial(_plain, "sphere", 5), "two objects": _two_objects}
     return made
@@ -59,6 +62,20 @@ def _sensed(sensor: str, shape: str, folder: Path) -> list[View]:
 def _walk(frames: int, folder: Path) -> list[View]:
     make_room_capture(folder, frames, SENSORS["realsense_d435"])
     return load(folder)
+
+
+def walk_around(frames: int, _: Path) -> list[View]:
+    """Frames once around a bowl on a table, 512 pixels, without alpha: exact depth of both."""
+    mesh, _, scene = table_scene("concave")
+    turn = 2 * np.pi * np.arange(frames) / frames
+    height = ELEVATION + SWING * np.sin(3 * turn)
+    offsets = DISTANCE * np.column_stack([np.cos(turn) * np.cos(height), np.sin(turn) * np.cos(height), np.sin(height)])
+    views = []
+    for index, camera in enumerate(cameras_around(mesh, offsets, 512, rolls=np.zeros(frames), fill=FILL)):
+        seen = render(scene, camera)
+        picture = np.where(seen.mask[..., None], seen.image, np.array(BACKDROP, np.uint8))
+        views.append(View(f"frame_{index:04d}", picture, np.ones_like(seen.mask), seen.depth, camera))
+    return views
 
 
 def _plain(shape: str, count: int, folder: Path) -> list[View]:

@@ -16,6 +16,7 @@ from tasks.cameras.finding import FoundCameras, find
 from tasks.cameras.focal import found_zoom
 from tasks.cameras.joint_refinement import motions, refine
 from tasks.cameras.jury import Jury
+from tasks.cameras.lost_views import placed_again
 from tasks.cameras.pairs import rigid_motions, turned
 from tasks.cameras.still_background import without_still_background
 from tasks.cameras.surface_views import surface_views
@@ -105,6 +106,16 @@ def test_perturbed_cameras_are_refined_to_the_truth_with_the_focal_length(bowl: 
     expected = inverse(true[0]) @ true
     assert max(turned(a[:3, :3], b[:3, :3]) for a, b in zip(relative, expected, strict=True)) < np.radians(0.15)
     assert refined.zoom == pytest.approx(1, abs=2e-3)
+
+
+def test_a_lost_view_is_recognised_among_the_others(bowl: list[View]) -> None:
+    surfaces = surface_views(bowl, EXACT)
+    true = np.stack([view.camera.camera_to_world @ GL_TO_PINHOLE for view in bowl])
+    astray = motions(np.array([[0.1, -0.12, 0.05, 0.02, 0.01, 0.0]]))[0]
+    lost = np.arange(len(bowl)) == 4
+    again = placed_again(bowl, surfaces, np.where(lost[:, None, None], true @ astray, true), lost)
+    assert turned(again[4, :3, :3], true[4, :3, :3]) < np.radians(0.5)
+    np.testing.assert_array_equal(again[~lost], true[~lost])
 
 
 def test_rigid_motions_survive_wrong_matches() -> None:
