@@ -46,7 +46,7 @@ class Gaussians:
         )
 
 
-class SurfaceView:
+class SplatCompositor:
     """The gaussians as cameras far away see them that look along a surface's normals: prepared once for many places.
 
     Each place has its own camera, on its normal. The gaussians are projected along the normal, sorted by the depth of

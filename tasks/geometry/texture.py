@@ -19,7 +19,7 @@ from scipy.spatial import cKDTree
 from tasks.capture.camera import Camera
 from tasks.capture.views import View
 from tasks.geometry.exposure import solved_gains, to_linear, to_srgb
-from tasks.geometry.gaussians import Gaussians, SurfaceView
+from tasks.geometry.gaussians import Gaussians, SplatCompositor
 from tasks.geometry.mesh_repair import face_normals
 from tasks.geometry.render import RayScene, depth_map
 
@@ -137,7 +137,7 @@ def bake(
     known = seen.copy()
     if gaussians is not None:
         unseen = np.flatnonzero(~seen)
-        shown, opacity = SurfaceView(gaussians).colours(texels.position[unseen], texels.normal[unseen])
+        shown, opacity = SplatCompositor(gaussians).colours(texels.position[unseen], texels.normal[unseen])
         colours[unseen] = 255 * shown
         known[unseen] = opacity > OPAQUE
     if vertex_colours is not None:

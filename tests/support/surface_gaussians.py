@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from scipy.spatial.transform import Rotation
 
 from tasks.geometry import gaussians as geometry
-from tasks.geometry.gaussians import Gaussians, SurfaceView
+from tasks.geometry.gaussians import Gaussians, SplatCompositor
 
 HIDDEN_SHARE = 0.1  # of the gaussians: below the surface, where nothing has taught them a colour
 HIDDEN_COLOUR = (1.0, 0.0, 1.0)
@@ -61,7 +61,7 @@ def trained(gaussians: Gaussians, mesh: trimesh.Trimesh, colours_at: Colours) ->
     places, face = trimesh.sample.sample_surface(mesh, LOOKS * len(gaussians.centres), seed=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(geometry, "NEAREST", ALL_NEAREST)
-        index, weight = SurfaceView(gaussians)._weights(
+        index, weight = SplatCompositor(gaussians)._weights(
             places.astype(np.float32), mesh.face_normals[face].astype(np.float32)
         )
     shares = weight / weight.sum(axis=0)

@@ -9,7 +9,7 @@ import trimesh
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from tasks.geometry.gaussians import NEAREST, Gaussians, SurfaceView
+from tasks.geometry.gaussians import NEAREST, Gaussians, SplatCompositor
 from tasks.geometry.render import sample_texture
 from tasks.geometry.texture import Unwrapped, VertexColours, bake, unwrap
 from tests.support.surface_gaussians import gaussians_on, trained
@@ -57,7 +57,7 @@ def rasterised(gaussians: Gaussians, place: NDArray[np.float32], normal: NDArray
 def test_the_colours_are_those_of_a_rasteriser_that_looks_along_the_normal() -> None:
     gaussians, (places, normals) = some_gaussians(NEAREST), some_places(20)
     expected = np.array([rasterised(gaussians, *each) for each in zip(places, normals, strict=True)])
-    colours, opacity = SurfaceView(gaussians).colours(places, normals)
+    colours, opacity = SplatCompositor(gaussians).colours(places, normals)
     np.testing.assert_allclose(colours, expected[:, :3], atol=1e-4)
     np.testing.assert_allclose(opacity, expected[:, 3], atol=1e-4)
 
@@ -68,15 +68,17 @@ def test_colours_do_not_depend_on_the_frame() -> None:
     similarity = np.eye(4)
     similarity[:3] = np.column_stack([3 * turn, [1, 2, 3]])
     moved = (places @ similarity[:3, :3].T + similarity[:3, 3]).astype(np.float32)
-    colours, opacity = SurfaceView(gaussians.moved(similarity)).colours(moved, (normals @ turn.T).astype(np.float32))
-    expected, expected_opacity = SurfaceView(gaussians).colours(places, normals)
+    colours, opacity = SplatCompositor(gaussians.moved(similarity)).colours(
+        moved, (normals @ turn.T).astype(np.float32)
+    )
+    expected, expected_opacity = SplatCompositor(gaussians).colours(places, normals)
     np.testing.assert_allclose(colours, expected, atol=1e-3)
     np.testing.assert_allclose(opacity, expected_opacity, atol=1e-3)
 
 
 def test_without_visible_gaussians_nothing_is_opaque() -> None:
     gaussians, (places, normals) = some_gaussians(5), some_places(3)
-    assert not SurfaceView(replace(gaussians, opacities=np.zeros(5, np.float32))).colours(places, normals)[1].any()
+    assert not SplatCompositor(replace(gaussians, opacities=np.zeros(5, np.float32))).colours(places, normals)[1].any()
 
 
 def colours_at(points: NDArray[np.floating]) -> NDArray[np.floating]:
