@@ -2,7 +2,7 @@
 
 SIFT: Lowe, Distinctive image features from scale-invariant keypoints (IJCV 2004); names and constants as in Rey Otero
 and Delbracio, Anatomy of the SIFT method (IPOL 2014). All points of a layer are worked on at once, and their
-surroundings are sampled on grids that turn and grow with them: a picture takes a tenth of a second, not a second.
+surroundings are sampled on grids that turn and grow with them: a picture of 512 pixels takes a quarter of a second.
 """
 
 from __future__ import annotations
