@@ -16,7 +16,7 @@ from tasks.cameras.assembly import LEAST_SUPPORT, SETTLED_SLACK, Assembly, pair_
 from tasks.cameras.conflict import GL_TO_PINHOLE, inverse
 from tasks.cameras.features import Features, features, matches
 from tasks.cameras.focal import found_zoom
-from tasks.cameras.pairs import Hypothesis, Pair, conflict_limit, pair_hypotheses, turned
+from tasks.cameras.pairs import LARGEST_LIMIT, Hypothesis, Pair, conflict_limit, pair_hypotheses, turned
 from tasks.cameras.second_solutions import ENOUGH_VIEWS, second_solution, slides, turned_poses
 from tasks.cameras.still_background import without_still_background
 from tasks.cameras.surface_views import SurfaceView, intrinsics, object_size, surface_views
@@ -33,6 +33,7 @@ LEAST_VIEWS = 3  # two views agree on much that is wrong
 LEAST_SHARE = 0.5  # of the views that are posed, or nothing is
 SEEDS = 4  # starts, of which the largest result counts
 CHECKS = 3  # rounds of refinement, purge and rescue
+POSED_FACTOR = 2.5  # the limit of conflicts, in medians of the posed views: what a sensor's right cameras spread
 CHECK_ITERATIONS, CHECK_READINGS, CHECK_GATES = 8, 400, (0.02, 0.006)
 LAST_ITERATIONS, LAST_READINGS, LAST_GATES = 14, 1000, (0.012, 0.006)
 SEED_QUALITY = 0.08  # of the pairs that a start counts
@@ -208,6 +209,8 @@ def _check(assembly: Assembly, hypotheses: Sequence[Hypothesis]) -> None:
     """Refine all cameras, take out what is contradicted, and rescue what is missing, until nothing changes."""
     for turn in range(CHECKS):
         assembly.refine(CHECK_ITERATIONS, CHECK_READINGS, CHECK_GATES, SETTLED_SLACK)
+        conflicts = [assembly.judge(view, pose[None]).conflict[0] for view, pose in assembly.posed.items()]
+        assembly.limit = max(assembly.limit, min(POSED_FACTOR * float(np.median(conflicts)), LARGEST_LIMIT))
         gone = assembly.purge()
         missing = [view for view in range(len(assembly.surfaces)) if view not in assembly.posed]
         added = [view for view in missing if len(assembly.posed) >= 2 and _rescued(assembly, hypotheses, view)]
