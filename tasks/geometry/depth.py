@@ -152,7 +152,7 @@ def tangent_planes(depth_map: DepthMap, sensor: DepthNoise) -> Planes:
         return np.where(good, values, 0).astype(np.float32).reshape(-1)
 
     around = ndimage.uniform_filter(good.astype(np.float64), 2 * EDGE_REACH + 1, mode="constant")
-    inner = np.clip(2 * around - 1, LEAST_INNER, 1) ** 2
+    inner = np.asarray(np.clip(2 * around - 1, LEAST_INNER, 1) ** 2, np.float64)
     weight = kept(np.minimum(support, 1) * trust)
     return Planes(plane.reshape(-1, 4), weight, kept(inner), kept(fitted), kept(cosine), points.astype(np.float32))
 
