@@ -140,7 +140,7 @@ def tangent_planes(depth_map: DepthMap, sensor: DepthNoise) -> Planes:
         cosine = -(normals * rays).sum(axis=2) / np.linalg.norm(rays, axis=2)
         good = (depth_map.silhouette < 0) & (inverse > 0) & (support > MIN_SUPPORT) & (cosine > MIN_COSINE)
         good &= scatter_m < STEP_FOOTPRINTS * footprint + STEP_SIGMAS * noise
-    trust = np.ones(depth.shape) if depth_map.confidence is None else depth_map.confidence
+    trust = np.ones(depth.shape) if depth_map.confidence is None else depth_map.confidence.astype(np.float64)
     good &= trust > 0
     rows, columns = np.nonzero(good)
     points = camera.points(rows + top, columns + left, fitted[good])
@@ -152,7 +152,7 @@ def tangent_planes(depth_map: DepthMap, sensor: DepthNoise) -> Planes:
         return np.where(good, values, 0).astype(np.float32).reshape(-1)
 
     around = ndimage.uniform_filter(good.astype(np.float64), 2 * EDGE_REACH + 1, mode="constant")
-    inner = np.asarray(np.clip(2 * around - 1, LEAST_INNER, 1) ** 2, np.float64)
+    inner = np.clip(2 * around - 1, LEAST_INNER, 1) ** 2
     weight = kept(np.minimum(support, 1) * trust)
     return Planes(plane.reshape(-1, 4), weight, kept(inner), kept(fitted), kept(cosine), points.astype(np.float32))
 
