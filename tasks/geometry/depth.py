@@ -72,6 +72,8 @@ class Planes:
     """(h * w, 4), unit normal n towards the camera and offset o, metres: x lies n . x + o in front of the surface"""
     weight: NDArray[np.float32]
     """(h * w,), trust in the readings behind the plane, at most 1, 0 = there is none; says nothing of the angle"""
+    inner: NDArray[np.float32]
+    """(h * w,), share of a reading's precision (1 / variance) that is left so near to a depth edge, 0..1, 0 = none"""
     depth: NDArray[np.float32]
     """(h * w,) metres along the camera's axis, 0 = none"""
     cosine: NDArray[np.float32]
@@ -138,7 +140,7 @@ def tangent_planes(depth_map: DepthMap, sensor: DepthNoise) -> Planes:
         cosine = -(normals * rays).sum(axis=2) / np.linalg.norm(rays, axis=2)
         good = (depth_map.silhouette < 0) & (inverse > 0) & (support > MIN_SUPPORT) & (cosine > MIN_COSINE)
         good &= scatter_m < STEP_FOOTPRINTS * footprint + STEP_SIGMAS * noise
-    trust = np.ones(depth.shape) if depth_map.confidence is None else depth_map.confidence
+    trust = np.ones(depth.shape) if depth_map.confidence is None else depth_map.confidence.astype(np.float64)
     good &= trust > 0
     rows, columns = np.nonzero(good)
     points = camera.points(rows + top, columns + left, fitted[good])
@@ -149,10 +151,10 @@ def tangent_planes(depth_map: DepthMap, sensor: DepthNoise) -> Planes:
     def kept(values: NDArray[np.float64]) -> NDArray[np.float32]:
         return np.where(good, values, 0).astype(np.float32).reshape(-1)
 
-    around = ndimage.uniform_filter(good.astype(np.float32), 2 * EDGE_REACH + 1, mode="constant")
+    around = ndimage.uniform_filter(good.astype(np.float64), 2 * EDGE_REACH + 1, mode="constant")
     inner = np.clip(2 * around - 1, LEAST_INNER, 1) ** 2
-    weight = kept(inner * np.minimum(support, 1) * trust)
-    return Planes(plane.reshape(-1, 4), weight, kept(fitted), kept(cosine), points.astype(np.float32))
+    weight = kept(np.minimum(support, 1) * trust)
+    return Planes(plane.reshape(-1, 4), weight, kept(inner), kept(fitted), kept(cosine), points.astype(np.float32))
 
 
 def without_outliers(depth: NDArray[np.float64], tolerance: NDArray[np.float64] | float) -> NDArray[np.float64]:

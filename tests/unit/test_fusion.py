@@ -221,9 +221,9 @@ def test_readings_do_not_mix_across_a_depth_step() -> None:
     fitted = planes.depth[planes.weight > 0]
     assert len(fitted) > 3000
     assert np.minimum(np.abs(fitted - 1.0), np.abs(fitted - 1.5)).max() < 1e-6
-    weight = planes.weight.reshape(cut.depth.shape)
-    assert weight[32, 32] == pytest.approx(1, abs=1e-3)
-    assert 0 < weight[32, 22] < 0.3  # sensors are wrong beside a step
+    inner = planes.inner.reshape(cut.depth.shape)
+    assert inner[32, 32] == pytest.approx(1, abs=1e-3)
+    assert 0 < inner[32, 22] < 0.3  # sensors are wrong beside a step
 
 
 def test_views_that_differ_by_their_noise_meet_in_the_middle() -> None:

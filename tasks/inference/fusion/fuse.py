@@ -33,7 +33,7 @@ from tasks.inference.fusion.seen_space import SeenSpace, signed_distance
 from tasks.inference.fusion.solid_morphology import without_pockets, without_thin_parts
 from tasks.settings import FusionParameters
 
-FUSION_VERSION = "6"
+FUSION_VERSION = "7"
 MIN_VIEWS = 3  # with fewer, most of the object would be a guess
 MOST_VIEWS = 100  # a view costs some 20 MB at 640 x 480; more of them would add little
 

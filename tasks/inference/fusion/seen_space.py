@@ -101,7 +101,8 @@ def _weight(planes: Planes, spread: float, footprint: float) -> NDArray[np.float
     """(h * w,), trust in each plane by the variance of its distances, 1 / metres^2."""
     seen = planes.weight > 0
     across = np.divide(ACROSS_FOOTPRINTS * footprint, planes.cosine, out=np.zeros_like(planes.cosine), where=seen)
-    return np.divide(planes.weight, spread**2 + across**2, out=np.zeros_like(across), where=seen)
+    noise = np.divide(spread**2, planes.inner, out=np.zeros_like(across), where=seen)
+    return np.divide(planes.weight, noise + across**2, out=np.zeros_like(across), where=seen)
 
 
 def _hidden_from(depth_map: DepthMap, planes: Planes, cell_radius: float, truncation: float) -> NDArray[np.float32]:
