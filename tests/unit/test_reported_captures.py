@@ -448,6 +448,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "a focal length in millimetres": (top(fl_x=50, fl_y=50), r"focal length is 5\.\d+ times too short"),
     "the focal length of another camera": (top(fl_x=365, fl_y=365), r"focal length is 1\.3\d* times too long"),
+    "a focal length that is a tenth too long": (top(fl_x=309, fl_y=309), r"focal length is 1\.1\d* times too long"),
     "mirrored depth": (
         depth_as(".png", lambda metres: steps_of(UNIT)(metres[:, ::-1])),
         r"the depth maps are mirrored against the cameras",
