@@ -13,13 +13,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 import flows.gpu
 import flows.workshop
 from flows.dataset import reconstruct_dataset
+from infra.deploy import Server
 from tasks.dataset.dataset_report import DatasetReport
 from tasks.dataset.plan import Plan, plan
 from tasks.dataset.rows import Record
@@ -305,10 +305,10 @@ def test_captures_go_to_whichever_gpu_is_free(
     monkeypatch.setenv("STAND_IN_STEP_SECONDS", "0.02")
     limit = here.folder.name  # its own: the server has other tests
     monkeypatch.setattr(flows.gpu, "LIMIT", limit)
-    post(here.server, "/v2/concurrency_limits/", name=limit, limit=1)
+    Server(here.server).make_limit(limit, 1)
     with pytest.raises(EngineUnavailable, match=r"fewer slots than this process sees GPUs \(2\)"):
         here.run(engine="trellis")
-    httpx.patch(f"{here.server}/v2/concurrency_limits/{limit}", json={"limit": 2}, timeout=30).raise_for_status()
+    Server(here.server).make_limit(limit, 2)
     assert here.run(engine="trellis").states == dict.fromkeys(names, "normal")
     assert (gpu()["loaded"], gpu()["run"]) == (2, 4)
     shown = post(here.server, "/artifacts/filter", artifacts={"key": {"any_": ["captures"]}}, sort="CREATED_DESC")[0]

@@ -78,10 +78,11 @@ def handing_over(house: House, folder: Path, **env: str) -> CommandLine:
 
 
 def test_trellis_infers_and_exports_in_the_worker(house: House, capture: Callable[[str], Path], tmp_path: Path) -> None:
-    """The machine that hands over has neither GPU nor weights nor upstream's code, only the same list of weights."""
+    """The machine that hands over has no GPU, weights or upstream's code; it knows the list of weights and the model."""
     ball = views_only(capture("given"))
-    weights_list = {"CAPTURE2MESH_WEIGHTS_LIST": house.flows.env["CAPTURE2MESH_WEIGHTS_LIST"]}
-    flows = handing_over(house, tmp_path, **weights_list)
+    known = {"CAPTURE2MESH_WEIGHTS_LIST": house.flows.env["CAPTURE2MESH_WEIGHTS_LIST"]}
+    known["CAPTURE2MESH_TRELLIS_ROOT"] = "/on/the/worker/only"  # that it is set says that the model is upstream's
+    flows = handing_over(house, tmp_path, **known)
     before = house.inferences()
     asked = [*flows.reconstruct_arguments(ball, export__simplify="0.5"), "--engine", "trellis"]
     first = flows.run(*asked)
