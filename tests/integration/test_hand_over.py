@@ -78,7 +78,7 @@ def handing_over(house: House, folder: Path, **env: str) -> CommandLine:
 
 
 def test_trellis_infers_and_exports_in_the_worker(house: House, capture: Callable[[str], Path], tmp_path: Path) -> None:
-    """The machine that hands over has no GPU, weights or upstream's code; it knows the list of weights and the model."""
+    """The machine that hands over has no GPU, weights or upstream's code; it knows the weights list and the model."""
     ball = views_only(capture("given"))
     known = {"CAPTURE2MESH_WEIGHTS_LIST": house.flows.env["CAPTURE2MESH_WEIGHTS_LIST"]}
     known["CAPTURE2MESH_TRELLIS_ROOT"] = "/on/the/worker/only"  # that it is set says that the model is upstream's
