@@ -35,7 +35,7 @@ test: lint  ## lint, and run the tests
 test-trellis: $(WHEELS_ONLY)/.installed  ## install the extra `gpu` from wheels alone, and run the tests of the TRELLIS network on the CPU
 	cd $(WHEELS_ONLY) && bin/capture2mesh weights list
 	# no compiler, no git, no CUDA toolkit: nothing but this environment is on the path
-	PATH=$(CURDIR)/$(WHEELS_ONLY)/bin $(CURDIR)/$(WHEELS_ONLY)/bin/python -m pytest -m trellis --numprocesses auto $(FILES)
+	PATH=$(CURDIR)/$(WHEELS_ONLY)/bin $(CURDIR)/$(WHEELS_ONLY)/bin/python -m pytest tests/trellis --numprocesses auto $(FILES)
 
 test-system: $(INSTALLED)  ## run the tests of the whole stack and of the UI, and the quick ones of killed runs
 	$(BIN)/python -m pytest -m 'system and not faults' --numprocesses $(PROCESSES) $(FILES)
