@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 # a process of pytest runs whole files, in the order that tests/conftest.py gives them
 FILES := --dist loadfile --no-loadscope-reorder
 # and often waits for another process
-PROCESSES := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
+PROCESSES := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 3 / 2 )))
 WITH_TORCH := $(VENV)/.with-torch
 WHEELS_ONLY := build/wheels-only
 # every other view of the sample, to be quicker

@@ -374,6 +374,7 @@ def test_capture_that_is_uploaded_anew_meanwhile_is_left_to_the_next_run(
     assert ran.report.whole
 
 
+@pytest.mark.faults
 def test_two_runs_at_once_do_nothing_twice(prefect_server: str, put: Callable[..., Path], tmp_path: Path) -> None:
     names = {f"ball {number}" for number in range(4)}
     for name in names:

@@ -114,6 +114,7 @@ def test_everything_on_s3_gives_what_a_local_run_gives(
     assert retextured.ran == ["export_glb", "convert_formats", "validate_mesh"]
 
 
+@pytest.mark.faults
 def test_concurrent_runs_make_one_asset(s3: S3, uploaded: str, prefect_server: str, tmp_path: Path) -> None:
     lines = [on_s3(s3, tmp_path / name, prefect_server, "race") for name in ("one", "two")]
     processes = [flows.start(*flows.reconstruct_arguments(uploaded, "s3://assets/race")) for flows in lines]

@@ -159,6 +159,7 @@ def test_nonsense_is_refused(arguments: tuple[str, ...], tmp_path: Path) -> None
     assert arguments[-1] in finished.stderr and "Traceback" not in finished.stderr
 
 
+@pytest.mark.faults
 def test_a_run_ends_well_while_prune_is_at_work(ball: Path, command_line: CommandLine) -> None:
     first = command_line.reconstruct(ball)
     assert first.code == 0, first.stderr
