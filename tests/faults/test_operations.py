@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -19,9 +19,18 @@ import pytest
 from infra.deploy import AUTOMATIONS
 from infra.stack import SAMPLE, Stack
 from infra.stack_members import members
-from tests.support.gpu_machine import views_only
+from tests.support.gpu_machine import gpu_environment, views_only
 from tests.support.running import STAGES, wait_for
-from tests.support.running_stack import PATIENCE, Running, assets, parameters, read, report
+from tests.support.running_stack import (
+    PATIENCE,
+    Running,
+    assets,
+    parameters,
+    read,
+    report,
+    started,
+    with_database,
+)
 
 pytestmark = pytest.mark.faults
 
@@ -35,6 +44,18 @@ STAND_IN = {"engine": "trellis", "export__exporter": '"native"'}
 SLOW = STAND_IN | {"infer__trellis__ss_steps": str(SECONDS * 10)}
 UNLEASED_SECONDS = 5
 """For so long nothing may begin without a slot; it would begin within two."""
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A running stack whose machine shows its GPU: the engine `trellis` runs on its stand-in."""
+    folder = tmp_path_factory.mktemp("stack")
+    once = folder / "once"
+    once.touch()  # a test that wants an empty mesh removes it
+    stand_in = {"STAND_IN_STEP_SECONDS": "0.1", "STAND_IN_EMPTY": "structure", "STAND_IN_ONCE": str(once)}
+    shown = {"CUDA_VISIBLE_DEVICES": "0"}
+    with started(with_database(folder / "state"), **gpu_environment(folder), **stand_in, **shown) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
