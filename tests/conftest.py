@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gpu_machine import gpu_environment
 from tests.support.own_settings import forget, send_the_rest
 from tests.support.running import CommandLine, prefect
 from tests.support.running_s3 import S3, seaweedfs
@@ -68,11 +67,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A running stack that the tests of a file share; a test that stops it starts it again, unless it is the last."""
-    folder = tmp_path_factory.mktemp("stack")
-    once = folder / "once"
-    once.touch()  # a test that wants an empty mesh removes it
-    stand_in = {"STAND_IN_STEP_SECONDS": "0.1", "STAND_IN_EMPTY": "structure", "STAND_IN_ONCE": str(once)}
-    with started(with_database(folder / "state"), **gpu_environment(folder), **stand_in) as running:
+    with started(with_database(tmp_path_factory.mktemp("stack") / "state")) as running:
         yield running
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 
-from tasks.geometry.mesh_repair import Faces, Vertices, face_normals, vertex_links
+from tasks.geometry.mesh_repair import Faces, Vertices, face_normals, unit_sums, vertex_links
 
 STEPS = (4, 8, 16, 32, 64)  # of smoothing: each of them widens the area by a ring, and half of that
 SYSTEMATIC = 0.1  # of the noise: so large an error of all of an area is allowed
@@ -27,7 +27,7 @@ def without_noise(vertices: NDArray[np.floating], faces: Faces, noise: float) ->
     umbrella = diags_array(1 / np.maximum(links.sum(axis=1), 1)) @ links
     given = vertices.astype(np.float64)
     once = _smooth(given, umbrella, STEPS[0])
-    normals = _normals(once, faces)
+    normals = unit_sums(face_normals(once, faces), faces, len(once))
     along = np.zeros(len(given))
     allowed = np.ones(len(given))
     for steps in STEPS:
@@ -49,15 +49,6 @@ def _smooth(values: NDArray[np.float64], umbrella: csr_array, steps: int) -> NDA
     for _ in range(steps):
         values = 0.5 * (values + umbrella @ values)
     return values
-
-
-def _normals(vertices: NDArray[np.float64], faces: Faces) -> NDArray[np.float64]:
-    """Unit normals of the vertices, (n, 3), by the area of the faces around them."""
-    of_faces = face_normals(vertices, faces)
-    normals = np.column_stack(
-        [np.bincount(faces.reshape(-1), np.repeat(of_faces[:, axis], 3), len(vertices)) for axis in range(3)]
-    )
-    return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
 
 def _dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -89,6 +89,15 @@ def face_normals(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> 
     return np.cross(b - a, c - a)
 
 
+def unit_sums(normals: NDArray[np.float64], corners: NDArray[np.integer], count: int) -> NDArray[np.float64]:
+    """Unit normals of vertices, (count, 3): the sums of the faces' normals (m, 3) at their corners (m, 3)."""
+    sums = np.zeros((count, 3))
+    for corner in corners.T:
+        for axis in range(3):
+            sums[:, axis] += np.bincount(corner, normals[:, axis], count)
+    return np.asarray(sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.finfo(float).tiny))
+
+
 def volume(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> float:
     """Enclosed volume of a closed mesh; negative if it is inside out."""
     return float((vertices[faces[:, 0]] * face_normals(vertices, faces)).sum() / 6)

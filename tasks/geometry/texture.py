@@ -20,7 +20,7 @@ from tasks.capture.camera import Camera
 from tasks.capture.views import View
 from tasks.geometry.exposure import solved_gains, to_linear, to_srgb
 from tasks.geometry.gaussians import Gaussians, SplatCompositor
-from tasks.geometry.mesh_repair import face_normals
+from tasks.geometry.mesh_repair import face_normals, unit_sums
 from tasks.geometry.render import RayScene, depth_map
 
 THREADS = 2
@@ -185,13 +185,9 @@ def _texels(unwrapped: Unwrapped, texture_px: int) -> _Texels:
 
 def vertex_normals(unwrapped: Unwrapped) -> NDArray[np.float32]:
     """Smooth normals, (n, 3), the same on both sides of a seam."""
-    sums = np.zeros((int(unwrapped.source.max()) + 1, 3))
     normals = face_normals(unwrapped.vertices, unwrapped.faces)
-    for corner in unwrapped.source[unwrapped.faces].T:
-        for axis in range(3):
-            sums[:, axis] += np.bincount(corner, normals[:, axis], len(sums))
-    sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.finfo(float).tiny)
-    return sums[unwrapped.source].astype(np.float32)
+    smooth = unit_sums(normals, unwrapped.source[unwrapped.faces], int(unwrapped.source.max()) + 1)
+    return smooth[unwrapped.source].astype(np.float32)
 
 
 def _photo(view: View, scene: RayScene) -> _Photo:

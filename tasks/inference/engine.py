@@ -149,8 +149,8 @@ class Engine(ABC):
         """RGB 0..1 (n, 3) of the vertices, from the tensors of a stored output; None if it has no colours."""
         return None
 
-    def gaussians(self, stored: bytes) -> Gaussians | None:
-        """The gaussians of a stored output, in the engine's frame; None if it has none."""
+    def gaussians(self, stored: bytes, tensors: Mapping[str, NDArray[Any]]) -> Gaussians | None:
+        """The gaussians of a stored output, given its tensors as well, in the engine's frame; None if it has none."""
         return None
 
     def splat_ply(self, stored: bytes, transform: NDArray[np.float64]) -> bytes:

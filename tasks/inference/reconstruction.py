@@ -94,7 +94,9 @@ class Reconstruction(StoredResult):
         """The surface, read from the store."""
         engine, stored = ENGINES[self.engine.name], self.safetensors()
         tensors = load(stored)
-        return Geometry(tensors["vertices"], tensors["faces"], engine.colours(tensors), engine.gaussians(stored))
+        return Geometry(
+            tensors["vertices"], tensors["faces"], engine.colours(tensors), engine.gaussians(stored, tensors)
+        )
 
     def similarity(self) -> NDArray[np.float64] | None:
         """`to_capture` as an array."""

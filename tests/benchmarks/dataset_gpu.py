@@ -48,7 +48,7 @@ class Asked:
 
 @dataclass
 class Measured:
-    """What a route took, in seconds since its start; load and servers included."""
+    """Times of a route, in seconds since its start; load and servers included."""
 
     seconds: float = 0.0
     ends: list[float] = field(default_factory=list)

@@ -117,7 +117,7 @@ def timed(step: str, work: Callable[[], Result]) -> Result:
 
 
 def export(dense: Dense, gaussians: Gaussians) -> tuple[Unwrapped, NDArray[np.uint8], NDArray[np.uint8], bytes]:
-    """What export_glb does for such a mesh when there are no cameras, and the texture with vertex colours alone."""
+    """Export such a mesh as export_glb does without cameras, and its texture with vertex colours alone."""
     solid = timed("  solidify", lambda: solidify(dense.vertices, dense.faces, FACES))
     surface = timed("  simplify", lambda: simplify(*solid, FACES))
     print(f"  export error {surface.error}")

@@ -48,13 +48,12 @@ UNLEASED_SECONDS = 5
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A running stack whose machine shows its GPU: the engine `trellis` runs on its stand-in."""
+    """A running stack on a machine that seems to have a GPU: the engine `trellis` runs on its stand-in."""
     folder = tmp_path_factory.mktemp("stack")
     once = folder / "once"
     once.touch()  # a test that wants an empty mesh removes it
     stand_in = {"STAND_IN_STEP_SECONDS": "0.1", "STAND_IN_EMPTY": "structure", "STAND_IN_ONCE": str(once)}
-    shown = {"CUDA_VISIBLE_DEVICES": "0"}
-    with started(with_database(folder / "state"), **gpu_environment(folder), **stand_in, **shown) as running:
+    with started(with_database(folder / "state"), **gpu_environment(folder), **stand_in) as running:
         yield running
 
 

@@ -37,6 +37,7 @@ def gpu_environment(folder: Path, gpus: int = 1) -> dict[str, str]:
     (folder / "weights.json").write_text(json.dumps({"sources": [source]}))
     return {
         "PATH": f"{programs}:/usr/bin:/bin",
+        "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus))),
         "CAPTURE2MESH_TRELLIS_ROOT": str(STAND_IN),
         "CAPTURE2MESH_WEIGHTS": str(folder / "weights"),
         "CAPTURE2MESH_WEIGHTS_LIST": str(folder / "weights.json"),

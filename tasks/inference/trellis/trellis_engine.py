@@ -103,8 +103,8 @@ class Trellis(Engine):
     def colours(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32] | None:
         return vertex_colours(tensors)
 
-    def gaussians(self, stored: bytes) -> Gaussians | None:
-        return gaussians_of(TrellisOutput.from_safetensors(stored))
+    def gaussians(self, stored: bytes, tensors: Mapping[str, NDArray[Any]]) -> Gaussians | None:
+        return gaussians_of(TrellisOutput.from_safetensors(stored, tensors))
 
     def splat_ply(self, stored: bytes, transform: NDArray[np.float64]) -> bytes:
         return splat_ply(TrellisOutput.from_safetensors(stored), transform)

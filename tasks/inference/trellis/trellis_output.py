@@ -64,12 +64,12 @@ class TrellisOutput:
         return save(self.tensors(), {"trellis": json.dumps(meta, sort_keys=True)})
 
     @staticmethod
-    def from_safetensors(data: bytes) -> TrellisOutput:
-        """Read the bytes that `to_safetensors` wrote."""
+    def from_safetensors(data: bytes, tensors: Mapping[str, NDArray[Any]] | None = None) -> TrellisOutput:
+        """Read the bytes that `to_safetensors` wrote; tensors: their arrays, where they were read before."""
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         meta = json.loads(header["__metadata__"]["trellis"])
         return TrellisOutput.of(
-            load(data),
+            load(data) if tensors is None else tensors,
             gaussian_init=meta["gaussian_init"],
             variant=meta["variant"],
             views=tuple(meta["views"]),
