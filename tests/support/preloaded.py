@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -106,6 +107,7 @@ def _serve(address: str) -> None:
         while True:
             readable, _, _ = select.select([server, sys.stdin], [], [])
             if sys.stdin in readable:
+                shutil.rmtree(Path(address).parent)
                 return
             connection, _ = server.accept()
             if not os.fork():
